@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-.PHONY: install demo test test-long fuzz test-browser vllm test-vllm lint types check bench-data pins pin-images clean help
+.PHONY: install demo test test-long fuzz test-browser vllm test-vllm lint types check bench-data sbom pins pin-images clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ types: install ## check types with mypy --strict
 
 bench-data: install ## lay out elpv, aliens, magnetic tile and PIPED for `refdiff evaluate` (DATA=folder with the sources)
 	$(BIN)/python tests/bench/bench_data.py --data "$(DATA)" --out bench-data
+
+sbom: install ## write sbom.cdx.json: every package that RefDiff installs, with version and licence (CycloneDX)
+	$(BIN)/python tests/bench/sbom.py sbom.cdx.json
 
 check: lint types test ## lint, types and test
 

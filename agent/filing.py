@@ -14,9 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from refdiff.agent.context import AgentContext
+from refdiff.agent.report.artefacts import ARTEFACTS
 from refdiff.agent.report.drawing import Drawing
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.agent.report.values import Values
@@ -26,34 +25,15 @@ from refdiff.memory.audit_chain import DIFFERENCE
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
-from refdiff.model.images import RgbImage
-from refdiff.model.thermal.difference import from_own_healthy
+from refdiff.model.images import F32, RgbImage
 from refdiff.model.thermal.palettes import coloured
-from refdiff.tools.inspection.heat import on_query
 from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
-
-ARTEFACTS = {
-    "overlay": "overlay.png",
-    "heatmap": "heatmap.png",
-    "side_by_side": "side_by_side.png",
-    "html": "report.html",
-    "markdown": "report.md",
-    "report": "report.json",
-    "query": "query.jpg",
-    "reference": "reference.jpg",
-    "anomaly": "anomaly.png",
-}
-
-
-def artefacts_of(inspection_id: str) -> Artefacts:
-    """The files of an inspection, as a report names them: relative to the home folder, which may be moved or copied."""
-    folder = inspection_folder(Path(), inspection_id)
-    return Artefacts(**{name: (folder / file).as_posix() for name, file in ARTEFACTS.items()})
 
 
 def filed_report(stores: Stores, inspection_id: str) -> DefectReport:
@@ -77,12 +57,7 @@ def file_report(context: AgentContext, report: DefectReport) -> DefectReport:
     inspections = workspace.stores.inspections
     if inspections.find(report.inspection_id) is not None:
         return DefectReport.model_validate(inspections.get(report.inspection_id).report)
-    nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
-    outlines = [r.extent.outline for r in canonical.regions]
-    kept = KeptDifference(
-        difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset,
-        How.of(context.tools.judged_by).rules,
-    ).encode()  # fmt: skip
+    nearest, kept = canonical.comparison.nearest, context.tools.kept_difference.encode()
     digests: dict[str, str] = {}
     if context.draws:
         _ = context.tools.query  # says what is lost, where it is
@@ -159,16 +134,30 @@ class ReportFiles:
         with self._lock:
             return self._drawing(inspection_id)
 
+    def points(self, inspection_id: str) -> F32 | None:
+        """What can be turned in space of an inspection: (n, 4) x, y, z and deviation in mm; None where its files are
+        pictures. Raises as `path`."""
+        facts = self._workspace.stores.audit.filed(inspection_id).facts
+        if DIFFERENCE not in facts:
+            return None
+        report, query, golden, _ = self._filed(inspection_id)
+        return method_of(self._workspace, report.product).points(query, golden)
+
     def _drawing(self, inspection_id: str) -> Drawing:
         if self._last is None or self._last[0] != inspection_id:
-            inspections = self._workspace.stores.inspections
-            report = DefectReport.model_validate(inspections.get(inspection_id).report)
-            kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
-            how = _how(self._workspace, report, kept)
-            query = self._filed_reading(report, report.query_sha256, "photo", how)
-            golden = self._filed_reading(report, report.reference.sha256, "golden sample", how)
-            self._last = inspection_id, _drawn_of(self._workspace, report, query, golden, kept)
+            self._last = inspection_id, _drawn_of(self._workspace, *self._filed(inspection_id))
         return self._last[1]
+
+    def _filed(self, inspection_id: str) -> tuple[DefectReport, Reading, Reading, KeptDifference]:
+        """A filed report, the files of the part and its golden sample as they were read, and what was kept of their
+        comparison."""
+        inspections = self._workspace.stores.inspections
+        report = DefectReport.model_validate(inspections.get(inspection_id).report)
+        kept = KeptDifference.decode(inspections.difference(inspection_id) or b"")
+        how = _how(self._workspace, report, kept)
+        query = self._filed_reading(report, report.query_sha256, "photo", how)
+        golden = self._filed_reading(report, report.reference.sha256, "golden sample", how)
+        return report, query, golden, kept
 
     def _filed_reading(self, report: DefectReport, sha256: str, what: str, how: How) -> Reading:
         named = f"{what} of inspection {report.inspection_id}"
@@ -202,13 +191,13 @@ def _drawn_of(
     """What draws the pictures of a report, from the files of the part and its golden sample."""
     how = _how(workspace, report, kept)
     examples, look = _examples(workspace, report), reader_of(how.kind).look(how)
-    if look is None or query.values is None or golden.values is None:
+    planes = method_of(workspace, report.product).planes(query, golden, kept)
+    if look is None or planes is None or golden.values is None:
         return Drawing(report, query.picture, golden.picture, kept, examples)
-    theirs = on_query(golden.values, kept.matrix, query.picture.shape[:2])
-    signed = query.values - theirs - np.float32(kept.offset)
-    own = from_own_healthy(query.values, theirs, signed)
-    values = Values(look, query.values, theirs, signed, own, query.visible)
-    ours, golden_shown = (coloured(v, look.span, look.palette) for v in (query.values, golden.values))
+    values = Values(look, planes.query, planes.reference, planes.signed, planes.own, query.visible, planes.shaded)
+    if planes.shaded:
+        return Drawing(report, query.picture, golden.picture, kept, examples, values)
+    ours, golden_shown = (coloured(v, look.span, look.palette) for v in (planes.query, golden.values))
     return Drawing(report, ours, golden_shown, kept, examples, values)
 
 

@@ -27,8 +27,8 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.in_force import settings_in_force
 from refdiff.memory.audit_chain import using_key
 from refdiff.memory.changes import record_settings
-from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.rows.captures import Capture
 from refdiff.memory.settings import login_name
 from refdiff.model.errors import InputError, LLMError, UnavailableError, out_of_memory
 from refdiff.tools.context import ToolContext

@@ -20,10 +20,10 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.driver import failures
 from refdiff.agent.drivers.scripted import ScriptedDriver
 from refdiff.agent.events import AgentEvent
-from refdiff.agent.filing import artefacts_of, file_report
+from refdiff.agent.filing import file_report
+from refdiff.agent.report.artefacts import artefacts_of
 from refdiff.agent.report.schema import DefectReport, Judge, Software, ToolCall, Verdict
 from refdiff.agent.request import InspectionRequest
-from refdiff.agent.settings import software_version
 from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.assemble import assemble, claims_of, complete_evidence, conclude_without_reading
 from refdiff.agent.verdict.verify import verify
@@ -38,6 +38,7 @@ from refdiff.model.errors import (
 )
 from refdiff.model.files import outage
 from refdiff.model.language.reading import READ
+from refdiff.model.settings import software_version
 from refdiff.tools.evidence import Evidence, ScoreEvidence, ZoomEvidence, evidence_of
 from refdiff.tools.inspection.calibration import software_fingerprint, weights_in_use
 from refdiff.tools.registry import TOOLS, TRAINED_TOOLS
@@ -270,7 +271,10 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     drove = state["via"] != "fallback" and context.driver is not None
     driver = context.driver if drove or state.get("reading") else None
     report = DefectReport(
-        **assemble(context, complete_evidence(context.tools, evidence), state, by_llm=drove),
+        **assemble(
+            context.tools, complete_evidence(context.tools, evidence), state,
+            by_llm=drove, history_days=context.settings.history_days,
+        ),
         inspection_id=request["inspection_id"],
         requested_by=request["requested_by"],
         created_at=request["created_at"],
@@ -291,7 +295,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
             weights_sha256=software_fingerprint(workspace, network),
             weights=weights_in_use(workspace, network) | (driver.weights if driver else {}),
         ),
-    )
+    )  # fmt: skip
     return {"report": report.model_dump(mode="json")}
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
+from refdiff.memory.artefacts import new_inspection_id
 from refdiff.memory.audit_chain import used_key
 from refdiff.memory.golden_bank.golden import IN_USE
-from refdiff.memory.records.captures import Capture, normalise_part_id
+from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.settings import login_name
 from refdiff.model.errors import InputError
 from refdiff.tools.golden_samples.captures import record_capture
@@ -23,11 +23,6 @@ from refdiff.tools.workspace import Workspace
 PLAIN_REQUEST = "inspect part #{part} against the nearest good sample"
 
 Judge = Literal["always", "on-anomaly", "never"]
-
-
-def new_inspection_id() -> str:
-    """Sortable by time, e.g. "insp-20260131-141500-5f3a9c1e"."""
-    return f"insp-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
 from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
 from refdiff.memory.locks import hold_lock, hold_shared_lock
-from refdiff.memory.records.captures import Capture
 from refdiff.memory.records.dispositions import Disposition
+from refdiff.memory.rows.captures import Capture
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
@@ -55,6 +55,7 @@ from refdiff.model.errors import (
     UnavailableError,
     UnknownRecordError,
 )
+from refdiff.model.images import F32
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.background_fit import Fittings
@@ -234,8 +235,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         """Whether the inspecting thread lives. Waits for nothing."""
         return self._queue.alive
 
-    def readiness(self) -> Readiness:
-        """Whether accepted work gets done now. Reads the stores, so it may take long in an outage."""
+    def readiness(self, workers: bool = True) -> Readiness:
+        """Whether accepted work gets done now. Reads the stores, so it may take long in an outage.
+
+        workers: False: of a server that leaves inspections to others, only whether it can accept them.
+        """
         problems = []
         oldest = self.jobs.oldest_open()
         oldest_s = 0.0 if oldest is None else (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()
@@ -246,7 +250,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             problems.append("the server is stopping")
         elif silent_s > _STUCK_S:
             problems.append(f"the running inspection has shown no progress for {silent_s:.0f} s; restart the server")
-        elif self.role == "server" and not self.jobs.workers():
+        elif workers and self.role == "server" and not self.jobs.workers():
             problems.append("no worker takes inspections; start one: refdiff worker")
         elif self._queue.outage:
             problems.append("inspections wait for something that is unavailable; the log says for what")
@@ -479,12 +483,16 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.files.path(inspection_id, name)
 
     def values(self, inspection_id: str) -> Values | None:
-        """What the part measures on the pixels of its picture (temperatures); None for a product of photos.
+        """What the part measures on the pixels of its picture (temperatures, heights); None for a product of photos.
 
         Raises UnknownRecordError, StorageError, TamperedError.
         """
         drawing = self.files.drawing(inspection_id)
         return drawing.values if drawing else None
+
+    def points(self, inspection_id: str) -> F32 | None:
+        """The point cloud of a part, (n, 4) x, y, z and deviation in mm; None for other products. Raises as `values`."""
+        return self.files.points(inspection_id)
 
     def picture(self, inspection_id: str, which: Literal["query", "reference"], max_px: int = _FULL_PX) -> bytes:
         """The photo or its nearest golden as it was taken, as a PNG or JPEG."""

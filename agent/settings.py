@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 from refdiff.model.settings import ENVIRONMENT
-
-
-@cache
-def software_version() -> str:
-    """Looking it up takes milliseconds."""
-    return version("refdiff")
 
 
 class AgentSettings(BaseSettings):

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
+
+
+def new_inspection_id() -> str:
+    """Sortable by time, e.g. "insp-20260131-141500-5f3a9c1e"."""
+    return f"insp-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 def inspection_folder(home: Path, inspection_id: str) -> Path:

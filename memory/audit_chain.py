@@ -29,6 +29,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 
 from refdiff.memory.database import tables as t
+from refdiff.memory.rows.digests import canonical, content_digest
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import RemovedError
 
@@ -78,16 +79,6 @@ class Problem:
     def __str__(self) -> str:
         about = f" (inspection {self.inspection_id})" if self.inspection_id else ""
         return f"{self.where}{about}: {self.what}"
-
-
-def canonical(data: Any) -> str:
-    """The one JSON text of some data: sorted keys, no blanks, ASCII. Raises ValueError for NaN and infinities."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def content_digest(data: Any) -> str:
-    """sha256 (hex) of the canonical JSON."""
-    return hashlib.sha256(canonical(data).encode("ascii")).hexdigest()
 
 
 def linked(previous: str, record_sha256: str) -> str:

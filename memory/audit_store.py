@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,6 @@ from refdiff.memory.audit_chain import (
     AuditRecord,
     ChainCheck,
     Problem,
-    canonical,
     last_given,
 )
 from refdiff.memory.audit_head import AuditHead, missing_from
@@ -45,6 +44,7 @@ from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.api_keys import key_state, keys_of
 from refdiff.memory.records.blind_checks import BLIND
 from refdiff.memory.records.defect_names import NAMED
+from refdiff.memory.rows.digests import canonical
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, RefDiffError, TamperedError, UnknownRecordError
 
@@ -185,7 +185,8 @@ class AuditStore:
         if problem := ChainCheck(record.seq - 1, previous).record(record, _content(row)):
             raise TamperedError(f"{problem}; run `refdiff audit verify --store`")
         with self._db.connection() as conn:
-            if not row.removed and (wrong := _difference_problem(conn, record)):
+            kept = t.get(conn, t.differences, inspection_id=inspection_id)
+            if not row.removed and (wrong := _difference_problem(record, kept)):
                 raise TamperedError(f"inspection {inspection_id}: {wrong}; restore it from a backup")
         return record
 
@@ -208,14 +209,16 @@ class AuditStore:
         newest = select(t.audit).where(_A.inspection_id == "").order_by(_A.seq.desc())
         if kind is not None:
             newest = newest.where(_A.kind == kind)
-        if limit >= 0 and subject is None:
+        if subject is not None:  # facts are canonical JSON, in which a quote within a text has a backslash before it
+            begins = f'"subject":{canonical(subject)[:-1]}'
+            newest = newest.where(
+                func.replace(_A.facts, begins, "") != _A.facts
+            )  # unlike LIKE, tells A from a everywhere
+        if limit >= 0:
             newest = newest.limit(limit)
         with self._db.connection() as conn:
             first = 1 if since is None else _entry(conn, None, to_utc(since))[0]
-            found = [_record(row) for row in conn.execute(newest.where(_A.seq >= first)).all()]
-        if subject is not None:
-            found = [record for record in found if str(record.facts.get("subject", "")).startswith(subject)]
-        return (found if limit < 0 else found[:limit])[::-1]
+            return [_record(row) for row in conn.execute(newest.where(_A.seq >= first)).all()][::-1]
 
     def hash_at(self, seq: int) -> str | None:
         """Hash of the chain up to record `seq`; None if there is no such record."""
@@ -315,8 +318,8 @@ class _StoreCheck:
 
     def run(self) -> Checked:
         check, held, head, latest = ChainCheck(), 0, GENESIS, None
-        for row in _streamed(self._conn):
-            found = self._row(check, row)
+        for row, beside in _with_what_they_are_of(self._conn):
+            found = self._row(check, row, beside)
             self._problems += found
             held += not found
             if not self._problems:
@@ -346,30 +349,30 @@ class _StoreCheck:
         first = max(1, last - most + 1)
         check, held = ChainCheck(first - 1, _hash_before(self._conn, first)), 0
         self._knows_specifications = first == 1
-        for row in _streamed(self._conn, first):
-            found = self._row(check, row)
+        for row, beside in _with_what_they_are_of(self._conn, first):
+            found = self._row(check, row, beside)
             self._problems += found
             held += not found
         end = check.end(last_given(self._conn))
         self._problems += [*([end] if end else []), *self._cut_off()]
         return Checked.of(held, check.hash, self._problems, [])
 
-    def _row(self, check: ChainCheck, row: Row[Any]) -> list[Problem]:
+    def _row(self, check: ChainCheck, row: Row[Any], beside: _Beside) -> list[Problem]:
         try:
             record, content = _record(row), _content(row)
-            problem = check.record(record, content) or _agrees(self._conn, record, content)
+            problem = check.record(record, content) or _agrees(beside, record, content)
         except (InputError, ValueError, RecursionError):
             check.seq, check.hash = int(row.seq), str(row.hash)
             return [Problem(f"record {row.seq}", row.seq, row.inspection_id, "it cannot be read any more")]
         found = [problem] if problem else []
         if record.kind == FILED:
-            wrong = self._filed(record, content is GONE)
+            wrong = self._filed(record, content is GONE, beside)
             found += [Problem(f"record {record.seq}", record.seq, record.inspection_id, w) for w in wrong]
         elif not record.inspection_id:
             self._changed(record, content)
         return found
 
-    def _filed(self, record: AuditRecord, removed: bool) -> Iterator[str]:
+    def _filed(self, record: AuditRecord, removed: bool, beside: _Beside) -> Iterator[str]:
         """What is wrong with a filed inspection besides its records."""
         judged_by = record.facts.get("specification")
         product = str(record.facts.get("product"))
@@ -385,7 +388,7 @@ class _StoreCheck:
                 self._images.get(sha256)
             except RefDiffError as e:
                 yield f"its photo: {e}"
-        if wrong := _difference_problem(self._conn, record):
+        if wrong := _difference_problem(record, beside.of(t.differences).get(record.inspection_id)):
             yield wrong
         filed = record.facts.get(ARTEFACTS)
         self._without_digests += filed is None
@@ -443,25 +446,53 @@ class _StoreCheck:
 _KIND = {PRODUCT: "specification", CALIBRATION: "calibration", NETWORK: "network"}
 
 
-def _difference_problem(conn: Connection, record: AuditRecord) -> str:
+class _Beside:
+    """What some records are of, as the tables have it: one statement a table for all of them."""
+
+    def __init__(self, conn: Connection, records: Sequence[Row[Any]]) -> None:
+        self._conn, self._found = conn, dict[tuple[str, str], dict[Any, Any]]()
+        self._ids = {row.inspection_id for row in records if row.inspection_id}
+
+    def of(self, table: Table, key: str = "inspection_id") -> dict[Any, Row[Any]]:
+        """The rows of their inspections, by a column; without the reports."""
+        if (table.name, key) not in self._found:
+            columns = [c for c in table.c if c is not _I.report]
+            rows = self._conn.execute(select(*columns).where(table.c.inspection_id.in_(self._ids))).all()
+            self._found[table.name, key] = {row._mapping[key]: row for row in rows}
+        found: dict[Any, Row[Any]] = self._found[table.name, key]
+        return found
+
+    def filed_as(self, inspection_id: str) -> str | None:
+        """The digest of the report that was filed first."""
+        if ("audit", "") not in self._found:
+            which = select(_A.inspection_id, _A.content_sha256).where(_A.inspection_id.in_(self._ids), _A.kind == FILED)
+            rows = self._conn.execute(which.order_by(_A.seq.desc())).all()
+            self._found["audit", ""] = {row.inspection_id: row for row in rows}
+        filed = self._found["audit", ""].get(inspection_id)
+        return None if filed is None else str(filed.content_sha256)
+
+
+def _with_what_they_are_of(conn: Connection, first: int = 0) -> Iterator[tuple[Row[Any], _Beside]]:
+    streamed = conn.execute(_ALL.where(_A.seq >= first).order_by(_A.seq), execution_options={"yield_per": _AT_ONCE})
+    for rows in streamed.partitions():
+        beside = _Beside(conn, rows)
+        yield from ((row, beside) for row in rows)
+
+
+def _difference_problem(record: AuditRecord, row: Row[Any] | None) -> str:
     """What is wrong with what the pictures of a filed inspection are drawn from; "" if nothing is."""
     if (digest := record.facts.get(DIFFERENCE)) is None:  # filed before it was kept
         return ""
-    row = t.get(conn, t.differences, inspection_id=record.inspection_id)
     if row is None:
         return "its anomaly map is missing"
     same = hashlib.sha256(row.picture).hexdigest() == digest
     return "" if same else "its anomaly map is not the one that was filed"
 
 
-def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | None:
+def _agrees(beside: _Beside, record: AuditRecord, content: Any) -> Problem | None:
     """Check that the stores still agree with a record; the problem, or None."""
     if record.kind == FILED:
-        listed = conn.execute(
-            select(_I.part_id, _I.product, _I.verdict, _I.created_at, _I.photo).where(
-                _I.inspection_id == record.inspection_id
-            )
-        ).first()
+        listed = beside.of(t.inspections).get(record.inspection_id)
         if listed is None:
             return Problem(f"record {record.seq}", record.seq, record.inspection_id, "the inspection is missing")
         filed = {k: record.facts.get(k, getattr(listed, k)) for k in ("part_id", "product", "verdict")}
@@ -472,21 +503,20 @@ def _agrees(conn: Connection, record: AuditRecord, content: Any) -> Problem | No
         what = f"the {' and '.join(differs)} it is listed with is not the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what) if differs else None
     if record.kind == REMOVED:
-        filed_as = select(_A.content_sha256).where(_A.inspection_id == record.inspection_id, _A.kind == FILED)
-        if conn.scalar(filed_as.order_by(_A.seq).limit(1)) == content.get("report_sha256"):
+        if beside.filed_as(record.inspection_id) == content.get("report_sha256"):
             return None
         what = "it removed another report than the one that was filed"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind in _TABLES:
         table, key = _TABLES[record.kind]
-        row = t.find(conn, table, table.c[key] == content.get(key))
+        row = beside.of(table, key).get(content.get(key))
         if row is not None and all(row._mapping[k] == v for k, v in content.items()):
             return None
         what = f"what the table {table.name} says of it is not what was recorded"
         return Problem(f"record {record.seq}", record.seq, record.inspection_id, what)
     if record.kind != DISPOSITION:
         return None
-    row = t.get(conn, t.dispositions, inspection_id=record.inspection_id)
+    row = beside.of(t.dispositions).get(record.inspection_id)
     named = ("decision", "by", "reason", "created_at", "judged", "as_reference")
     said = [content.get(k) for k in named[:-1]] + [bool(content.get("as_reference"))]
     if row is not None and said == [getattr(row, "decided_by" if k == "by" else k) for k in named]:

@@ -13,15 +13,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, select
 
-from refdiff.memory.audit_chain import AuditRecord, append, canonical, content_digest
+from refdiff.memory.audit_chain import AuditRecord, append
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import ChangeKind
+from refdiff.memory.rows.digests import canonical, content_digest, product_state
 from refdiff.model.errors import UnavailableError
 
 PRODUCT, CALIBRATION, NETWORK, GOLDEN, KEY, SETTINGS, CAPTURE, JOB, PRUNE = get_args(ChangeKind)
@@ -100,26 +101,6 @@ def _last_settings(conn: Connection) -> State | None:
 
 
 # -- states
-
-
-def product_state(
-    scale_mm_per_px: float | None = None,
-    window: Sequence[float] | None = None,
-    spec: Mapping[str, Any] | None = None,
-    component_names: Mapping[str, Any] | None = None,
-    kind: str = "photo",
-) -> dict[str, Any]:
-    """What people set of a product; without arguments, that of a product of which nothing was set.
-
-    component_names: what is called so, by name. They decide nothing, but reports speak by them.
-    """
-    kept = None if window is None else list(window)
-    state: dict[str, Any] = {"scale_mm_per_px": scale_mm_per_px, "intensity_window": kept, "spec": dict(spec or {})}
-    if component_names:  # without, digests of earlier versions stay what they are
-        state["component_names"] = {name: content_digest(look) for name, look in component_names.items()}
-    if kind != "photo":
-        state["kind"] = kind
-    return state
 
 
 def product_state_of(row: Row[Any]) -> dict[str, Any]:

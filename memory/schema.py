@@ -6,6 +6,7 @@ Its schema is that of `database/tables.py`; Alembic's revisions bring a database
 from __future__ import annotations
 
 import contextlib
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from refdiff.model.files import open_folder
 MAIN = "refdiff.sqlite"
 MOVING, MOVED = f"{MAIN}-moving", f"{MAIN}-moved"  # its name while `refdiff move-records` runs, and afterwards
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
-NEWEST = "r0004"  # the last revision there
+_REVISION = re.compile(r"r\d{4}")  # how revisions there are called
+NEWEST = "r0005"  # the last revision there
 _VERSION = Table(  # as Alembic makes it
     "alembic_version", MetaData(), Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
@@ -113,7 +115,7 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
         old, version = _old_version(conn), _revision(conn)
     if version == NEWEST:
         return  # the usual case takes no turn to write
-    _refuse_newer(where, version, old)
+    _refuse_other(where, version, old)
     if db.read_only:
         raise written_earlier(Path(where), version or str(old), NEWEST)
     with contextlib.ExitStack() as held, db.transaction() as conn:
@@ -122,7 +124,7 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
             return
         if version is None and old == 0 and lost:
             raise StorageError(f"{where}: {lost}")
-        _refuse_newer(where, version, old)
+        _refuse_other(where, version, old)
         if version is not None:
             _run_revisions(conn)
         elif old:
@@ -133,6 +135,9 @@ def _migrate(db: Database, home: Path, where: str, lost: str) -> None:
                 adopt_earlier(conn)
             earlier.take_over(conn, home)
         else:
+            theirs = {*inspect(conn).get_table_names()} & {*t.METADATA.tables, _VERSION.name}
+            if theirs:
+                raise _foreign(where, f"it has a table {min(theirs)}, and says no version of refdiff's")
             make_schema(conn)
         _fence(conn)
     if db.path is not None:
@@ -154,11 +159,18 @@ def _fence(conn: Connection) -> None:
         set_user_version(conn, _FENCE)
 
 
-def _refuse_newer(where: str, version: str | None, old: int) -> None:
+def _refuse_other(where: str, version: str | None, old: int) -> None:
+    """Raises StorageError for a database of a newer version, or of another program."""
+    if version is not None and not _REVISION.fullmatch(version):
+        raise _foreign(where, f"its {_VERSION.name} says {version!r}, which is no version of refdiff's")
     if version is not None and version > NEWEST:
         raise written_later(where, version, NEWEST)
     if version is None and old > earlier.newest():
         raise written_later(where, str(old), str(earlier.newest()))
+
+
+def _foreign(where: str, what: str) -> StorageError:
+    return StorageError(f"{where}: it belongs to another program: {what}; name a database that refdiff has for itself")
 
 
 def _without_server(home: Path) -> AbstractContextManager[None]:

@@ -23,3 +23,8 @@ def to_utc(moment: datetime | str) -> str:
         return moment.astimezone(UTC).isoformat(timespec="microseconds")
     except (ValueError, OverflowError) as e:  # OverflowError: in UTC before the year 1 or after 9999
         raise InputError(f"{shown!r} is not a point in time; write it as ISO 8601") from e
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Between two points in time as they are stored."""
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()

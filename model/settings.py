@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENVIRONMENT = SettingsConfigDict(env_prefix="REFDIFF_", env_ignore_empty=True, extra="ignore", populate_by_name=True)
 
 Engine = Literal["auto", "torch", "openvino"]
+
+
+@cache
+def software_version() -> str:
+    """Of the package that this code was installed from. Looking it up takes milliseconds."""
+    try:
+        return version("refdiff")
+    except PackageNotFoundError:
+        return version("refdiff-edge")  # the part of it that a device has
 
 
 class ModelSettings(BaseSettings):

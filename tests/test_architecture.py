@@ -21,16 +21,16 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis thermal weights_file number_format images files pixel_formats "
-    "decode_budget defect_types progress free_memory settings errors",
-    "tools": "registry find_part retrieve_reference align score_difference zoom measure similar_defects submit_report "
-    "context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
+    "model": "training boards language difference synthesis thermal height cloud weights_file number_format images files "
+    "pixel_formats decode_budget defect_types progress free_memory arrays settings errors wording",
+    "tools": "registry exported find_part retrieve_reference align score_difference zoom measure similar_defects "
+    "submit_report context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
-    "audit_head database artefacts photos locks kinds settings timestamps",
-    "agent": "service people evaluation recording inspector graph nodes language filing verdict context drivers "
+    "audit_head database artefacts photos locks rows kinds settings timestamps",
+    "agent": "device service people evaluation recording inspector graph nodes language filing verdict context drivers "
     "checkpoints work report events prompts request settings state",
-    "server": "cli web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals env_files "
-    "settings logs",
+    "server": "cli device web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals "
+    "env_files settings logs",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]

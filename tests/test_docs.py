@@ -18,13 +18,16 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli.main import app
+from refdiff.server.device.settings import DeviceSettings
 from refdiff.server.settings import ChatSettings, ServerSettings
+from refdiff.tools.exported.archive import ExportSettings
 from refdiff.tools.settings import ToolsSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "model" / "weights").glob("*.md")]
 SETTINGS: tuple[type[BaseSettings], ...] = (
-    AgentSettings, ChatSettings, MemorySettings, ModelSettings, ServerSettings, ToolsSettings,
+    AgentSettings, ChatSettings, DeviceSettings, ExportSettings, MemorySettings, ModelSettings, ServerSettings,
+    ToolsSettings,
 )  # fmt: skip
 
 

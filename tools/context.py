@@ -7,14 +7,14 @@ import math
 import shlex
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
-from refdiff.memory.records.captures import Capture
-from refdiff.memory.records.products import Product
-from refdiff.model.difference.encoder import Features
+from refdiff.memory.rows.captures import Capture
+from refdiff.memory.rows.products import Product
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, ToolOrderError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.progress import Progress, silent
@@ -31,6 +31,7 @@ from refdiff.tools.evidence import (
     SimilarEvidence,
     SimilarNumbers,
     finding_of,
+    moved_by,
 )
 from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
@@ -39,14 +40,17 @@ from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.comparison import compare_with, similarity_to
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
+from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
-from refdiff.tools.naming.examples import NamedDefects, named_defects, similar
-from refdiff.tools.naming.looks import sight
+from refdiff.tools.kinds.reading import How
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
+
+if TYPE_CHECKING:
+    from refdiff.tools.naming.examples import NamedDefects
 
 _MAX_TRIES = 3  # of an inspection during which the specification changes
 
@@ -179,6 +183,17 @@ class ToolContext:
         )
 
     @property
+    def kept_difference(self) -> KeptDifference:
+        """What the pictures of the canonical inspection are drawn from."""
+        canonical = self.canonical
+        nearest, difference = canonical.comparison.nearest, canonical.comparison.difference
+        outlines, rules = [r.extent.outline for r in canonical.regions], How.of(self.judged_by).rules
+        return KeptDifference(
+            difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset, rules,
+            difference.fit,
+        )  # fmt: skip
+
+    @property
     def unit(self) -> str:
         """Of the image score and the anomaly map; "" without."""
         return method_of(self.workspace, self.find_capture().product).unit
@@ -201,6 +216,10 @@ class ToolContext:
     @cached_property
     def named_defects(self) -> NamedDefects | None:
         """The findings of this product that people have named, as they were when somebody first asked."""
+        if not self.workspace.names_defects:
+            return None
+        from refdiff.tools.naming.examples import named_defects
+
         return named_defects(self.workspace, self.find_capture().product)
 
     @property
@@ -286,6 +305,9 @@ class ToolContext:
         known = self.named_defects
         if known is None:
             return None
+        from refdiff.tools.naming.examples import similar
+        from refdiff.tools.naming.looks import sight
+
         nearest = self.canonical.comparison.nearest
         photo, alignment = self.find_capture().sha256, nearest.alignment
         seen = sight(photo, nearest.golden, alignment, result.extent.box, result.measurement)
@@ -377,8 +399,9 @@ def _of_golden(golden: AgainstGolden, scale: ResolvedScale) -> dict[str, Any]:
 def _said_of_golden(golden: AgainstGolden) -> str:
     said = ""
     if golden.moved is not None:
-        least = "at least " if golden.moved.at_least else ""
-        said += f"; an edge lies {least}{golden.moved.distance_px:.3g} px {golden.moved.direction} than on the golden sample"
+        moved = golden.moved
+        by = moved_by(f"{moved.distance_px:.3g} px", moved.direction, at_least=moved.at_least)
+        said += f"; an edge lies {by} than on the golden sample"
     if golden.outline is not None and golden.outline.only_golden:
         said += "; the golden sample has an outline there that the photo does not show"
     return said

@@ -267,6 +267,11 @@ class MeasureEvidence(_Evidence):
         return {k: v for k, v in super().slots.items() if k not in bounds | {"component_name"}}
 
 
+def moved_by(distance: str, direction: str, *, at_least: bool) -> str:
+    """`14 px lower`, `at least 14 px (2.1 mm) lower`."""
+    return f"{'at least ' * at_least}{distance} {direction}"
+
+
 def finding_of(finding: str, part_id: str) -> str:
     """`finding 2 of part 4398`."""
     return f"finding {finding.removeprefix('f')} of part {part_id}"

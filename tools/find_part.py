@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 from langgraph.prebuilt import ToolRuntime
 from pydantic import Field
 
-from refdiff.memory.records.captures import normalise_part_id
+from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.model.errors import ToolOrderError
 from refdiff.tools.context import HasTools, Result, answer
 from refdiff.tools.evidence import CaptureArguments, CaptureEvidence, CaptureNumbers, evidence_of

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from refdiff.model.errors import UnknownRecordError
 from refdiff.tools.context import HasTools, Result, answer, measure_evidence
-from refdiff.tools.evidence import evidence_of, scored_region
+from refdiff.tools.evidence import evidence_of, moved_by, scored_region
 
 
 @tool("measure", response_format="content_and_artifact")
@@ -36,5 +36,5 @@ def measure_tool(
         length_mm=size.length_mm,
         width_mm=size.width_mm,
         moved=size.moved_px
-        and f"{'at least ' * bool(size.moved_at_least)}{size.moved_px:.3g} px {size.moved_direction}",
+        and moved_by(f"{size.moved_px:.3g} px", size.moved_direction or "", at_least=bool(size.moved_at_least)),
     )

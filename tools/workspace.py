@@ -8,41 +8,38 @@ import hashlib
 import shlex
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property  # noqa: TID251 (its lock: what is shared is built once)
 from operator import attrgetter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
 from cachetools import LRUCache, cachedmethod
 
-from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, group_of_part
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.frames import GoldenPlace
-from refdiff.memory.records.networks import ProductNetworks
-from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import Stores
-from refdiff.model.boards.network import PACKAGED as PACKAGED_BOARDS
-from refdiff.model.boards.network import BoardModel, load_boards
-from refdiff.model.difference.encoder import FEATURE_VERSION, Encoder, Features
-from refdiff.model.difference.scorer import (
-    Comparing,
-    DifferenceScorer,
-    DistanceOnly,
-    FittedScorer,
-    shared_difference,
-    unpack_networks,
-)
+from refdiff.memory.rows.frames import GoldenPlace
+from refdiff.memory.rows.networks import ProductNetworks
+from refdiff.model.difference.comparing import Comparing, DistanceOnly, FittedScorer, Network
+from refdiff.model.difference.features import FEATURE_VERSION, Encoding, Features
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import coloured
+from refdiff.model.wording import few
 from refdiff.tools.caches.feature_cache import FeatureCache, Picture, PictureCache
+from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
-from refdiff.tools.kinds.reading import How, Look, Reading
+from refdiff.tools.kinds.reading import How, Look, PlacingReader, Reading
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
+
+if TYPE_CHECKING:  # what opens databases and runs torch is loaded when it is first used: a device has neither
+    from refdiff.memory.golden_bank.bank import GoldenBank
+    from refdiff.memory.settings import MemorySettings
+    from refdiff.memory.stores import Stores
+    from refdiff.model.boards.network import BoardModel
+    from refdiff.model.difference.scorer import DifferenceScorer
 
 _IMAGES_KEPT_BYTES = 512 << 20
 _VIEWS_KEPT_BYTES = 128 << 20
@@ -55,6 +52,7 @@ _NETWORKS_KEPT = 16  # products; about 10 MB each
 class Workspace(contextlib.AbstractContextManager["Workspace"]):
     """A context manager; threads may share it. The bank opens on first use, so commands that need none never wait for it."""
 
+    names_defects: ClassVar = True  # findings are compared with those that people named
     stores: Stores
     model_settings: ModelSettings
     settings: ToolsSettings
@@ -64,8 +62,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._images: LRUCache[tuple[str, How], Reading] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
-        self._fitted: LRUCache[str, list[DifferenceScorer]] = LRUCache(_NETWORKS_KEPT)
-        self._tried: tuple[ProductNetworks, list[DifferenceScorer]] | None = None
+        self._fitted: LRUCache[str, Sequence[Network]] = LRUCache(_NETWORKS_KEPT)
+        self._tried: tuple[ProductNetworks, Sequence[Network]] | None = None
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
         self._cache_lock = threading.Lock()
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
@@ -90,11 +88,15 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         shared: beside other processes that share the home's golden bank.
         Raises StorageError if the home folder is not writable.
         """
+        from refdiff.memory.stores import Stores
+
         return cls(Stores.open(memory), model or ModelSettings(), tools or ToolsSettings(), shared)
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoding:
         """The frozen encoder of `model_settings`. Raises StorageError where its weights cannot be read."""
+        from refdiff.model.difference.encoder import Encoder
+
         return Encoder(self.model_settings)
 
     @property
@@ -112,6 +114,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     @property
     def trained_difference(self) -> DifferenceScorer:
         """The trained difference network. Raises as `difference`, and InputError where there is none for the encoder."""
+        from refdiff.model.difference.scorer import shared_difference
+
         model = shared_difference(self.model_settings)
         if model.encoder != self.encoder.digest:
             raise InputError(
@@ -127,7 +131,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         known = self.stores.networks.get(product)
         return None if known is None or self.outdated(known) else known
 
-    def trying(self, networks: ProductNetworks, scorers: list[DifferenceScorer]) -> Self:
+    def trying(self, networks: ProductNetworks, scorers: Sequence[Network]) -> Self:
         """The same stores and caches, where the product has these networks already; everywhere else it does not yet."""
         tried = copy.copy(self)
         tried._tried = networks, scorers
@@ -142,19 +146,19 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         retired = {g.golden_id for g in goldens if g.status == "retired"}
         gone = sorted(retired.intersection(i for half in networks.trained_on for i in half))
         if gone:
-            return f"trained on {_some(gone)}, retired since"
+            return f"trained on {few(gone)}, retired since"
         if not defects:
             return ""
         # the other way round: they took a good part for a defect
         good = self.stores.adoptions.found_good(networks.product, [d.photo for d in defects])
         if of_good := [d.inspection_id for d in defects if d.photo in good]:
-            return f"trained on a defect of inspection {_some(of_good)}, whose part a person found good since"
+            return f"trained on a defect of inspection {few(of_good)}, whose part a person found good since"
         # no network would be left that has not seen the part
         in_use = [g for g in goldens if g.status in IN_USE]
         photos, groups = {g.sha256 for g in in_use}, {g.group for g in in_use}
         shown = [d.inspection_id for d in defects if d.photo in photos or group_of_part(d.part_id) in groups]
         return (
-            f"trained on a defect of inspection {_some(shown)}, whose part a golden sample shows since" if shown else ""
+            f"trained on a defect of inspection {few(shown)}, whose part a golden sample shows since" if shown else ""
         )
 
     def network(self, product: str, unseen: Collection[str] = ()) -> Comparing:
@@ -176,13 +180,19 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         # what all have seen is asked about for its own sake, not to learn how good parts score
         return FittedScorer(fair or networks)
 
-    def _scorers(self, networks: ProductNetworks) -> list[DifferenceScorer]:
+    def _scorers(self, networks: ProductNetworks) -> Sequence[Network]:
         if self._tried is not None and self._tried[0] == networks:
             return self._tried[1]
         return self._networks(networks)
 
     @cachedmethod(attrgetter("_fitted"), key=lambda self, networks: networks.sha256, lock=attrgetter("_cache_lock"))
-    def _networks(self, networks: ProductNetworks) -> list[DifferenceScorer]:
+    def _networks(self, networks: ProductNetworks) -> Sequence[Network]:
+        return self.load_networks(networks)
+
+    def load_networks(self, networks: ProductNetworks) -> Sequence[Network]:
+        """Networks that were fitted to a product, ready to compare. Raises DamagedError, StorageError."""
+        from refdiff.model.difference.scorer import DifferenceScorer, unpack_networks
+
         weights, shared = self.stores.networks.weights(networks), self.trained_difference
         found = unpack_networks(weights, shared.config)
         return [DifferenceScorer(net, networks.sha256, shared.encoder, self.model_settings) for net in found]
@@ -190,13 +200,17 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     @property
     def boards(self) -> BoardModel:
         """The network for bare boards. Raises StorageError where its weights are damaged."""
-        return load_boards(self.model_settings.board_weights or PACKAGED_BOARDS)
+        from refdiff.model.boards.network import PACKAGED, load_boards
+
+        return load_boards(self.model_settings.board_weights or PACKAGED)
 
     @property
     def bank(self) -> GoldenBank:
         """The golden bank, opened on first use. Raises BankBusyError, UnavailableError, StorageError."""
         with self._bank_lock:
             if self._bank is None:
+                from refdiff.memory.golden_bank.bank import GoldenBank
+
                 e = self.encoder
                 self._bank = GoldenBank.open(
                     self.stores.settings, e.fingerprint, e.global_dim, e.patch_dim, self.stores.db, self.shared
@@ -210,7 +224,10 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def how(self, product: str) -> How:
         """How the files of a product are read."""
-        return How.of(self.stores.products.get(product))
+        how = How.of(self.stores.products.get(product))
+        if isinstance(reader_of(how.kind), PlacingReader):
+            return replace(how, anchor=self.stores.frames.main_anchor(product))
+        return how
 
     def reading(self, sha256: str, product: str, name: str = "image", how: How | None = None) -> Reading:
         """The stored file, read as the product's kind reads it; its arrays are read-only.
@@ -279,7 +296,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
         how = self.how(product)
         # deep images depend on the window, which is the product's: they stay in memory only
-        return (f"{sha256}-{how.window}{how.rules}", False) if how.window else (sha256, True)
+        return (f"{sha256}-{how.window}{how.rules}{how.anchor}", False) if how.window else (sha256, True)
 
     @cachedmethod(
         attrgetter("_alignments"),
@@ -291,6 +308,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
         Raises as `image` does.
         """
+        reader = reader_of(self.kind(product))
+        if isinstance(reader, PlacingReader):
+            return reader.alignment(self.reading(query_key, product), self.reading(sha256, product, "golden sample"))
         golden = self._view(sha256, product, lambda: self.image(sha256, product, "golden sample"))
         return align(self._view(query_key, product, lambda: query), golden)
 
@@ -355,7 +375,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def features(self) -> FeatureCache:
         """Features of goldens, of this encoder."""
         settings = self.model_settings
-        return FeatureCache(settings.cache / "features", self.encoder.fingerprint, settings.cache_bytes)
+        return FeatureCache(
+            settings.cache / "features", self.encoder.fingerprint, settings.cache_bytes, self.encoder.as_array
+        )
 
     @cached_property
     def pictures(self) -> PictureCache:
@@ -363,14 +385,23 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         settings = self.model_settings
         return PictureCache(settings.cache / "pictures", FEATURE_VERSION, settings.cache_bytes // 10)
 
+    @cached_property
+    def file_poses(self) -> PoseCache:
+        """Where files lie that are placed in space when they are read."""
+        return PoseCache(self.model_settings.cache / "poses")
+
     @cachedmethod(attrgetter("_images"), key=lambda self, sha256, how, _: (sha256, how), lock=attrgetter("_cache_lock"))
     def _read(self, sha256: str, how: How, name: str) -> Reading:
         data = self.stores.images.get(sha256)
-        return reader_of(how.kind).read(data, name=name, how=how, settings=self.model_settings).freeze()
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        reader = reader_of(how.kind)
+        reading = reader.read(data, name=name, how=how, settings=self.model_settings)
+        if how.anchor and how.anchor != sha256 and isinstance(reader, PlacingReader):
+            pose = self.file_poses.get(sha256, how)
+            if pose is None:
+                pose = reader.place(reading, self._read(how.anchor, how, "golden sample"))
+                self.file_poses.put(sha256, how, pose)
+            reading = reader.placed(reading, pose, how)
+        return reading.freeze()
 
 
 def _nbytes(warped: tuple[Picture, Features]) -> int:

@@ -22,9 +22,11 @@ from PIL import Image, UnidentifiedImageError
 from refdiff.model.boards.deeppcb import LabelledBox, file_below, read_split
 from refdiff.model.errors import InputError
 from refdiff.model.images import may_be_image
+from refdiff.model.wording import few
 from refdiff.tools.golden_samples.photos import Refusal, find_images, left_out
 
 Format = Literal["mvtec", "pairs", "deeppcb"]
+_NAMED = 5  # names in a note
 FORMATS: tuple[Format, ...] = ("mvtec", "pairs", "deeppcb")
 DEEPPCB_MM_PER_PX = 1 / 48  # "around 48 pixels per 1 millimetre", its readme
 
@@ -109,7 +111,7 @@ def detect_format(root: Path) -> Format:
     if found:
         raise InputError(f"{root} looks like {' and '.join(found)}; say which with --format")
     inside = sorted(p.name for p in root.iterdir() if p.is_dir() and _good_folders(p / "train"))
-    hint = f"; it holds data sets ({_few(inside)}): evaluate one of those" if inside else ""
+    hint = f"; it holds data sets ({few(inside, _NAMED)}): evaluate one of those" if inside else ""
     raise InputError(
         f"{root}: none of train/good (mvtec), pairs.csv (pairs), PCBData (deeppcb) is there; "
         f"found {_listing(root)}{hint}"
@@ -169,11 +171,13 @@ def read_mvtec(root: Path) -> DataSet:
     notes += _unread(root, kinds)
     if any(f.name != "good" for f in good):
         bad = [f.name for f in kinds if f not in good]
-        notes.append(f"read as good: {_few([f.name for f in good])}; as defective: {_few(bad) or 'nothing'}")
+        notes.append(
+            f"read as good: {few([f.name for f in good], _NAMED)}; as defective: {few(bad, _NAMED) or 'nothing'}"
+        )
     notes += _without_mask(samples)
     leaks = _same_content(train, [s.path for s in samples])
     if leaks:
-        notes.append(f"{len(leaks)} test images are also in train/good (same bytes): {_few(leaks)}")
+        notes.append(f"{len(leaks)} test images are also in train/good (same bytes): {few(leaks, _NAMED)}")
     return DataSet(
         name=root.resolve().name,
         format="mvtec",
@@ -222,11 +226,11 @@ def read_pairs(root: Path) -> DataSet:
     if not test:
         raise InputError(f"{root / 'pairs.csv'}: no pair to test; found {len(calibrate)} to calibrate")
     if named:
-        notes.append(f"labels read as names of defects: {_few(sorted(named))}")
+        notes.append(f"labels read as names of defects: {few(sorted(named), _NAMED)}")
     notes += _without_mask(test)
     leaks = _same_content([s.path for s in calibrate], [s.path for s in test])
     if leaks:
-        raise InputError(f"{root / 'pairs.csv'}: to calibrate and to test (same bytes): {_few(leaks)}; keep one")
+        raise InputError(f"{root / 'pairs.csv'}: to calibrate and to test (same bytes): {few(leaks, _NAMED)}; keep one")
     return DataSet(
         name=root.resolve().name,
         format="pairs",
@@ -248,10 +252,10 @@ def read_deeppcb(root: Path, split: str | None = None) -> DataSet:
     splits = sorted(p.stem for p in base.glob("*.txt"))
     if split is None:
         if not splits or ("test" not in splits and len(splits) > 1):
-            raise InputError(f"{base}: splits found: {_few(splits) or 'none'}; say which with --split")
+            raise InputError(f"{base}: splits found: {few(splits, _NAMED) or 'none'}; say which with --split")
         split = "test" if "test" in splits else splits[0]
     if split not in splits:
-        raise InputError(f"--split {split}: no {base / split}.txt; splits found: {_few(splits) or 'none'}")
+        raise InputError(f"--split {split}: no {base / split}.txt; splits found: {few(splits, _NAMED) or 'none'}")
     samples = [
         Sample(
             path=pair.tested,
@@ -350,7 +354,7 @@ def _masks(truth: Path, kind: str, keys: set[str], notes: list[str]) -> dict[str
         else:
             masks[mine] = (*masks.get(mine, ()), path)
     if strays:
-        notes.append(f"{len(strays)} masks belong to no test image and are left out: {_few(strays)}")
+        notes.append(f"{len(strays)} masks belong to no test image and are left out: {few(strays, _NAMED)}")
     return masks
 
 
@@ -358,7 +362,7 @@ def _without_mask(samples: Sequence[Sample]) -> list[str]:
     bare = [s.name for s in samples if s.defective and not s.masks]
     if not bare or not any(s.masks for s in samples):
         return []
-    return [f"{len(bare)} defective images have no mask and are left out of the pixel metrics: {_few(bare)}"]
+    return [f"{len(bare)} defective images have no mask and are left out of the pixel metrics: {few(bare, _NAMED)}"]
 
 
 def _unread(root: Path, kinds: Sequence[Path]) -> list[str]:
@@ -373,7 +377,7 @@ def _unread(root: Path, kinds: Sequence[Path]) -> list[str]:
     found += [(f, sorted(p for p in f.rglob("*") if _is_image(p))) for f in whole]
     return [
         f"{len(images)} images in {folder.relative_to(root).as_posix()} are not part of the layout and are left out: "
-        f"{_few([p.name for p in images])}"
+        f"{few([p.name for p in images], _NAMED)}"
         for folder, images in found
         if images
     ]
@@ -439,10 +443,6 @@ def _same_content(first: Iterable[Path], second: Iterable[Path]) -> list[str]:
     return found
 
 
-def _few(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def _listing(folder: Path) -> str:
     names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir()) if folder.is_dir() else []
-    return _few(names, 8) or "nothing"
+    return few(names, 8) or "nothing"

@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,13 +29,14 @@ from refdiff.agent.report.schema import Alpha, Verdict
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.verdict.decide import PolicyInput, decide
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, make_golden_id
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError
 from refdiff.model.images import RgbImage, decode_image, encode_png, measure_window
 from refdiff.model.language.reading import READ
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
+from refdiff.model.wording import few
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.fit import fit_product
 from refdiff.tools.golden_samples.photos import Upload
@@ -202,6 +203,7 @@ def _evaluate(run: _Run) -> EvaluationResults:
             "the packaged networks were trained on this split, so these figures say nothing about unseen boards"
         )
     lost: list[tuple[str, str]] = []
+    masks = _Masks()
     for done, sample in enumerate(data.test):
         plan.progress("inspecting", done, len(data.test))
         try:
@@ -211,12 +213,13 @@ def _evaluate(run: _Run) -> EvaluationResults:
             continue
         rows.append(row)
         if pixels is not None and (sample.masks or not sample.defective):
-            notes += _add_pixels(pixels, sample, comparison)
+            _add_pixels(pixels, sample, comparison, masks)
         if sample.boxes is not None:
             found[sample.id] = _detect(run, sample, comparison)
     plan.progress("inspecting", len(data.test), len(data.test))
     if lost:
         notes.append(_left_out(lost, len(data.test), "test images cannot be read"))
+    notes += masks.notes(sum(bool(s.masks) for s in data.test))
     if not rows:
         raise InputError(f"{data.root}: no test image can be read ({lost[0][0]}: {lost[0][1]})")
     boxes: DetectionMetrics | None = None
@@ -270,7 +273,7 @@ def _enrol(run: _Run, notes: list[str]) -> int:
             golden_source=golden.source,
         )
     if not result.n_in_bank:
-        reasons = "; ".join(f"{r.path}: {r.reason}" for r in result.refused[:3])
+        reasons = few((f"{r.path}: {r.reason}" for r in result.refused), between="; ")
         raise InputError(
             f"{run.plan.data.root}: none of the {len(chosen)} good training images could be enrolled ({reasons})"
         )
@@ -279,8 +282,11 @@ def _enrol(run: _Run, notes: list[str]) -> int:
 
 def _left_out(named: Sequence[tuple[str, str]], of: int, what: str) -> str:
     """A note on images, by name and reason, that are not measured."""
-    some = "; ".join(f"{name}: {why}" for name, why in named[:3]) + ("; ..." if len(named) > 3 else "")
-    return f"{len(named)} of {of} {what} and are left out ({some})"
+    return f"{len(named)} of {of} {what} and are left out ({_some(named)})"
+
+
+def _some(named: Sequence[tuple[str, str]]) -> str:
+    return few((f"{name}: {why}" for name, why in named), between="; ")
 
 
 def _fit(run: _Run) -> str:
@@ -401,18 +407,38 @@ def _inspect(
     return row, comparison
 
 
-def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison) -> list[str]:
+@dataclass(frozen=True)
+class _Masks:
+    """What there is to say of the masks, each by the name of its image and a reason."""
+
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+    changed: list[tuple[str, str]] = field(default_factory=list)
+
+    def notes(self, of: int) -> list[str]:
+        """of: how many images have masks."""
+        said = []
+        if self.unusable:
+            what = "images with masks have one that cannot be used and are left out of the pixel figures"
+            said.append(f"{len(self.unusable)} of {of} {what} ({_some(self.unusable)})")
+        if self.changed:
+            said.append(f"masks of {len(self.changed)} of {of} images were changed ({_some(self.changed)})")
+        return said
+
+
+def _add_pixels(pixels: PixelMetrics, sample: Sample, comparison: Comparison, found: _Masks) -> None:
     size = comparison.nearest.size
     anomaly_map = map_window(comparison.difference.anomaly_map, (0, 0, size[1], size[0]), size)
     if not sample.masks:
         pixels.add(anomaly_map, None)
-        return []
+        return
     try:
-        mask, notes = load_masks(sample.masks, anomaly_map.shape)
+        mask, changes = load_masks(sample.masks, anomaly_map.shape)
     except InputError as e:
-        return [f"{sample.name} is left out of the pixel figures: {e}"]
+        found.unusable.append((sample.name, str(e)))
+        return
     pixels.add(anomaly_map, mask)
-    return notes
+    if changes:
+        found.changed.append((sample.name, ", ".join(changes)))
 
 
 def _detect(run: _Run, sample: Sample, comparison: Comparison) -> list[Detection]:

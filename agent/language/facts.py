@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from refdiff.agent.language.statements import LANGUAGES, STATEMENTS, WORDS
 from refdiff.agent.report.schema import ComponentCount, DefectReport, EdgeMove, Expected, Finding, NamedAs, Verdict
-from refdiff.agent.report.summary import moved_word, percent, when, with_unit
+from refdiff.agent.report.summary import moved_distance, moved_word, percent, when, with_unit
 from refdiff.memory.records.dispositions import Disposition
 
 
@@ -166,10 +166,10 @@ def _finding(finding: Finding) -> Line:
 
 
 def _moved(kind: str, moved: EdgeMove) -> Fact:
-    px = with_unit("_px", moved.distance_px)
-    distance = px if moved.distance_mm is None else f"{px} ({with_unit('_mm', moved.distance_mm)})"
-    least = "_least" if moved.at_least else ""
-    return _fact(f"moved_{moved_word(kind, moved)}{least}", distance=distance, direction=_word(moved.direction))
+    least = "_least" if moved.at_least else ""  # the words are of the reader's language
+    return _fact(
+        f"moved_{moved_word(kind, moved)}{least}", distance=moved_distance(moved), direction=_word(moved.direction)
+    )
 
 
 def _expected(expected: Expected) -> Line:

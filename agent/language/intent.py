@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from refdiff.agent.language.parts import Named, Stored, count_words, lead, none_stored, parts_in, words_before
-from refdiff.memory.records.captures import normalise_part_id
+from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.model.errors import InputError
 from refdiff.model.images import image_suffixes
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from refdiff.agent.language.requests import COUNTS, SEVERAL
-from refdiff.memory.records.captures import MAX_PART_ID
+from refdiff.memory.rows.captures import MAX_PART_ID
 
 Stored = Callable[[Collection[str]], Collection[str]]  # those of some texts that are ids of captured parts
 

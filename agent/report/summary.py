@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from refdiff.agent.report.schema import (
     ComponentCount,
@@ -21,17 +22,20 @@ from refdiff.agent.report.schema import (
     SeenBefore,
     VerdictBasis,
 )
-from refdiff.memory.records.defect_names import Naming
-from refdiff.memory.records.dispositions import Disposition
 from refdiff.model.defect_types import WRONG_FILL_LEVEL
-from refdiff.tools.evidence import finding_of
+from refdiff.tools.evidence import finding_of, moved_by
 from refdiff.tools.inspection.components import said_count
+
+if TYPE_CHECKING:
+    from refdiff.memory.records.defect_names import Naming
+    from refdiff.memory.records.dispositions import Disposition
 
 MISSING = "–"
 NO_FINDINGS = "No findings."
 
 _UNITS = (
-    ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"), ("_c", " °C"),
+    ("_mm3", " mm³"), ("_mm2", " mm²"), ("area_px", " px²"), ("_mm", " mm"), ("_px", " px"), ("_deg", "°"), ("_k", " K"),
+    ("_c", " °C"),
 )  # fmt: skip
 BASIS_WORDS = {
     VerdictBasis.ANOMALY: "image score against the calibration",
@@ -167,9 +171,17 @@ def called(finding: Finding) -> str:
 
 def moved_text(kind: str, moved: EdgeMove) -> str:
     """`level 14 px (2.1 mm) lower`, `level at least 14 px lower`; of any other type than a fill level `edge 14 px lower`."""
-    mm = "" if moved.distance_mm is None else f" ({with_unit('_mm', moved.distance_mm)})"
-    least = "at least " if moved.at_least else ""
-    return f"{moved_word(kind, moved)} {least}{with_unit('_px', moved.distance_px)}{mm} {moved.direction}"
+    return f"{moved_word(kind, moved)} {_moved_by(moved)}"
+
+
+def moved_distance(moved: EdgeMove) -> str:
+    """`14 px (2.1 mm)`; without a scale `14 px`."""
+    px = with_unit("_px", moved.distance_px)
+    return px if moved.distance_mm is None else f"{px} ({with_unit('_mm', moved.distance_mm)})"
+
+
+def _moved_by(moved: EdgeMove) -> str:
+    return moved_by(moved_distance(moved), moved.direction, at_least=moved.at_least)
 
 
 def moved_word(kind: str, moved: EdgeMove) -> str:
@@ -184,7 +196,7 @@ def golden_sentences(kind: str, moved: EdgeMove | None, expected: Expected | Non
     if moved is not None:
         article = "The level is" if moved_word(kind, moved) == "level" else "An edge is"
         hidden = ", and hidden in one of the two" if moved.at_least else ""
-        said.append(f"{article} {moved_text(kind, moved).split(' ', 1)[1]} than on the golden sample{hidden}.")
+        said.append(f"{article} {_moved_by(moved)} than on the golden sample{hidden}.")
     if expected is not None:
         at = expected.place
         box = f"box {at.x0}, {at.y0}, {at.x1}, {at.y1} px"

@@ -19,6 +19,7 @@ from refdiff.tools.kinds.reading import Look
 
 _INK, _PAPER = (22, 25, 29), (255, 255, 255)
 _TICKS = 6  # about so many
+_BARS = 41  # of a histogram
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # of ticks, times a power of ten
 
 
@@ -27,15 +28,16 @@ class Values:
     """What a part and its reference measure, on the pixels of the part; NaN where nothing is known.
 
     look: how values are shown. against_reference, against_own: (H, W) signed differences, from the reference and from the
-    part's own healthy places. visible: (h, w, 3), the photo that the file carries.
+    part's own healthy places (None: of kinds that know none). visible: (h, w, 3), the photo that the file carries.
     """
 
     look: Look
     query: F32
     reference: F32
     against_reference: F32
-    against_own: F32
+    against_own: F32 | None
     visible: RgbImage | None = None
+    mark_difference: bool = False  # findings are marked with their difference, not with what was measured
 
 
 def with_bar(picture: RgbImage, look: Look) -> RgbImage:
@@ -45,6 +47,8 @@ def with_bar(picture: RgbImage, look: Look) -> RgbImage:
 
 def overlay(values: Values, drawn: RgbImage, findings: Sequence[Finding], factor: float) -> RgbImage:
     """The overlay `drawn` with the extreme of each finding marked, and the colour bar. factor: from values to its px."""
+    if values.mark_difference:
+        return _spotted(drawn, values.against_reference, values.look, findings, factor)
     return with_bar(_spotted(drawn, values.query, values.look, findings, factor), values.look)
 
 
@@ -58,7 +62,8 @@ def side_by_side(values: Values, findings: Sequence[Finding], *, registered: boo
         ("Part", values.query),
     ):
         shown = pictures.resized(coloured(plane, look.span, look.palette), factor)
-        spotted = _spotted(shown, plane, look, findings, factor, values.query)
+        marked = [] if values.mark_difference else findings
+        spotted = _spotted(shown, plane, look, marked, factor, values.query)
         panels.append(pictures.titled(spotted, title))
     height = panels[0].shape[0]
     panels.append(_bar(height, look.span, look.unit, table(look.palette)))
@@ -72,18 +77,46 @@ def side_by_side(values: Values, findings: Sequence[Finding], *, registered: boo
 
 
 def difference(values: Values, threshold: float, unit: str) -> RgbImage:
-    """Both signed maps beside each other, blue colder or lower, red hotter or higher, by one bar. threshold: > 0, of the
-    findings; the bar reaches to four of them at least, and to the largest difference."""
-    planes = (values.against_reference, values.against_own)
+    """The signed maps beside each other, blue colder or lower, red hotter or higher, by one bar. threshold: > 0, of the
+    findings; the bar reaches to four of them at least, and to the largest difference. A histogram joins a single map."""
+    planes = [values.against_reference, *([] if values.against_own is None else [values.against_own])]
     largest = max(float(np.nanmax(np.abs(p))) if np.isfinite(p).any() else 0.0 for p in planes)
     reach = max(4 * threshold, largest, 1e-6)
     factor = pictures.display_scale(*values.query.shape)
     titles = ("Difference from the reference", "Difference from the part's own healthy places")
     panels = []
-    for title, plane in zip(titles, planes, strict=True):
+    for title, plane in zip(titles[: len(planes)], planes, strict=True):
         shown = coloured(plane, (-reach, reach), DIVERGING)
         panels.append(pictures.titled(pictures.resized(shown, factor), title))
-    return _row([*panels, _bar(panels[0].shape[0], (-reach, reach), unit, table(DIVERGING))])
+    panels.append(_bar(panels[0].shape[0], (-reach, reach), unit, table(DIVERGING)))
+    if values.against_own is None:
+        panels.append(_histogram(values.against_reference, reach, unit, panels[0].shape[0]))
+    return _row(panels)
+
+
+def _histogram(signed: F32, reach: float, unit: str, height: int) -> RgbImage:
+    """How many px lie how far off: bars from -reach to reach, in the colours of the map; their heights are logarithmic,
+    since a defect is a small part of a part."""
+    counts, edges = np.histogram(signed[np.isfinite(signed)], _BARS, (-reach, reach))
+    size = max(12, min(22, height // 30))
+    font, width = pictures.font_of(size), max(200, round(0.6 * height))
+    panel = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    draw.text((size, size), "Pixels by difference (log)", font=font, fill=_INK, anchor="lm")
+    left, right, top, bottom = size, width - size, 2 * size + size // 2, height - 3 * size
+    colours = table(DIVERGING)
+    tall = np.log1p(counts) / max(float(np.log1p(counts.max())), 1e-9)
+    for i, part in enumerate(tall):
+        x0, x1 = (left + (right - left) * (i + d) / _BARS for d in (0.1, 0.9))
+        shown = colours[min(255, round((edges[i] + edges[i + 1] + 2 * reach) / (4 * reach) * 255))]
+        if part > 0:
+            colour = tuple(int(c) for c in shown)
+            draw.rectangle((x0, bottom - part * (bottom - top), x1, bottom), fill=colour, outline=_INK)
+    draw.line((left, bottom, right, bottom), fill=_INK, width=2)
+    for at, anchor in ((-reach, "lm"), (0.0, "mm"), (reach, "rm")):
+        x = left + (right - left) * (at + reach) / (2 * reach)
+        draw.text((x, bottom + size), f"{at:.3g} {unit}" if at else f"0 {unit}", font=font, fill=_INK, anchor=anchor)
+    return np.asarray(panel)
 
 
 def _spotted(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refdiff.agent.context import AgentContext
 from refdiff.agent.report.schema import (
     AlignmentSummary,
     Alpha,
@@ -28,7 +27,6 @@ from refdiff.agent.report.schema import (
     VerdictBasis,
 )
 from refdiff.agent.report.summary import count_text, counted, golden_sentences, sentence_case, spaced, with_unit
-from refdiff.agent.state import InspectionState
 from refdiff.agent.verdict.decide import (
     Decision,
     PolicyInput,
@@ -39,7 +37,6 @@ from refdiff.agent.verdict.decide import (
 )
 from refdiff.agent.verdict.verify import CheckedClaim, claimed_region
 from refdiff.memory.golden_bank.golden import GoldenHit
-from refdiff.memory.records.captures import Capture
 from refdiff.model.defect_types import MISSING_COMPONENT, UNKNOWN
 from refdiff.model.images import Box
 from refdiff.tools.context import ToolContext, measure_evidence
@@ -48,6 +45,9 @@ from refdiff.tools.inspection.calibration import requested_alpha, score_threshol
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.vision.regions import MAX_REGIONS, place_name
+
+if TYPE_CHECKING:
+    from refdiff.agent.state import InspectionState
 
 
 def complete_evidence(tools: ToolContext, evidence: Sequence[Evidence]) -> list[Evidence]:
@@ -251,13 +251,13 @@ def _label(number: int, kind: str) -> str:
     return f"{sentence_case(spaced(kind))} f{number}"
 
 
-def _seen_before(context: AgentContext, capture: Capture, findings: list[Finding]) -> list[Finding]:
+def _seen_before(tools: ToolContext, days: int, findings: list[Finding]) -> list[Finding]:
     """The findings with what people recently confirmed on other parts of the product.
 
     Unknown anomalies need not be the same defect, so they count only in the same place.
     """
-    days = context.settings.history_days
-    confirmed = context.tools.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
+    capture = tools.find_capture()
+    confirmed = tools.workspace.stores.adoptions.confirmed(capture.product, days, except_part=capture.part_id)
     seen = []
     for finding in findings:
         place = finding.location.region if finding.type == UNKNOWN else None
@@ -340,18 +340,19 @@ def claims_of(state: InspectionState) -> list[CheckedClaim]:
 
 
 def assemble(
-    context: AgentContext, evidence: Sequence[Evidence], state: InspectionState, *, by_llm: bool
+    tools: ToolContext, evidence: Sequence[Evidence], state: InspectionState, *, by_llm: bool, history_days: int
 ) -> dict[str, Any]:
     """The report's fields but those of the run itself (ids, judge, trace, timings, artefacts).
 
     evidence: complete. state: claims, unsupported, reasoning, reading. by_llm: a model drove.
+    history_days: how long a confirmed defect is remembered.
     """
-    workspace, capture, canonical = context.tools.workspace, context.tools.find_capture(), context.tools.canonical
+    workspace, capture, canonical = tools.workspace, tools.find_capture(), tools.canonical
     calibration, comparison = canonical.calibration, canonical.comparison
     alpha = requested_alpha(workspace, calibration)
     claims = claims_of(state)
     reading = LlmReading.model_validate(state["reading"]) if state.get("reading") else None
-    regions = claimed_regions(context.tools.spec, canonical, evidence, claims)
+    regions = claimed_regions(tools.spec, canonical, evidence, claims)
     decision = conclude(canonical, regions, alpha, reading)
     score_id = _score_id(evidence, canonical)
     assert score_id is not None
@@ -398,19 +399,17 @@ def assemble(
             overlap=alignment.overlap if alignment.ok else None,
         ),
         "scale": Scale(mm_per_px=canonical.scale.mm_per_px, source=canonical.scale.source),
-        "findings": _seen_before(context, capture, findings),
+        "findings": _seen_before(tools, history_days, findings),
         "components": _components(canonical),
         "llm_reading": reading,
         "reasoning": _reasoning(canonical, decision, state.get("reasoning", "") if by_llm else ""),
         "unsupported_claims_dropped": dropped,
         "evidence": evidence,
-        "kind": context.tools.judged_by.kind,
-        "unit": context.tools.unit,
+        "kind": tools.judged_by.kind,
+        "unit": tools.unit,
         "conditions": list(canonical.remarks.conditions),
         "notes": list(canonical.remarks.notes),
-        "specification": Specification(
-            version=context.tools.judged_by.spec_version, sha256=context.tools.judged_by.digest
-        ),
+        "specification": Specification(version=tools.judged_by.spec_version, sha256=tools.judged_by.digest),
     }
 
 

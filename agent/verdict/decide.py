@@ -118,10 +118,12 @@ def _sizes(
 
 def _measured(limit: Limit, quantities: Mapping[str, float]) -> list[_Size]:
     """What the product's kind measures beside the maxima of a limit; a limit of another kind fits nothing."""
-    delta = quantities.get("delta_k")
+    delta, off, volume = (quantities.get(name) for name in ("delta_k", "deviation_mm", "volume_mm3"))
     pairs = (
         (None if delta is None else abs(delta), limit.max_delta_k, "K", "off its golden sample"),
-        (quantities.get("extreme_c"), limit.max_temperature_c, "°C", "at its hottest"),
+        (quantities.get("hottest_c", quantities.get("extreme_c")), limit.max_temperature_c, "°C", "at its hottest"),
+        (None if off is None else abs(off), limit.max_deviation_mm, "mm", "off its golden sample"),
+        (None if volume is None else abs(volume), limit.max_volume_mm3, "mm³", "in volume"),
     )
     return [_Size(value, maximum, unit, what) for value, maximum, unit, what in pairs if maximum is not None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.agent.drivers.driver import Driver
-from refdiff.agent.settings import AgentSettings, software_version
+from refdiff.agent.settings import AgentSettings
+from refdiff.model.settings import software_version
 from refdiff.tools.inspection.calibration import weights_in_use
 from refdiff.tools.workspace import Workspace
 

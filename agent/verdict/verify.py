@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -24,7 +25,9 @@ from refdiff.tools.evidence import (
     SimilarEvidence,
     ZoomEvidence,
 )
-from refdiff.tools.submit_report import Draft
+
+if TYPE_CHECKING:
+    from refdiff.tools.submit_report import Draft
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _SLOT_NAME = re.compile(r"(?:(e\d+)\.)?([A-Za-z_][A-Za-z0-9_]*)")

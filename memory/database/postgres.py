@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.pool import NullPool
 
 from refdiff.memory.database.database import READERS, TAKES_NO_TURN
-from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable
+from refdiff.memory.database.sqlite_file import BUSY_TIMEOUT_S, not_storable, unstorable_values
 from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
 
 _WRITERS = 1  # of a process; its threads take turns
@@ -80,9 +80,8 @@ class PostgresServer:
     def errors(self) -> Iterator[None]:
         """InputError for what it has no form for, UnavailableError where it does not answer, else StorageError."""
         try:
-            yield
-        except (UnicodeEncodeError, OverflowError) as e:
-            raise not_storable(e) from e
+            with unstorable_values():
+                yield
         except DataError as e:
             raise not_storable(e.orig or e) from e
         except (OperationalError, InterfaceError) as e:
@@ -103,10 +102,6 @@ class PostgresServer:
                     f"the database {self.shown} undid a transaction that did nothing for {_IDLE_S} s; try again"
                 ) from e
             raise StorageError(f"the database {self.shown}: {_first_line(e.orig)}") from e
-        except StatementError as e:
-            if isinstance(e.orig, UnicodeEncodeError | OverflowError):
-                raise not_storable(e.orig) from e
-            raise
 
     @contextlib.contextmanager
     def lock(self, name: str, busy: RefDiffError, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:

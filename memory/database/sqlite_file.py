@@ -57,15 +57,12 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """SQLite's errors as StorageError; InputError for what it has no form for: half surrogates and 65-bit numbers."""
+        """SQLite's errors as StorageError; InputError for what it has no form for."""
         try:
-            yield
-        except (UnicodeEncodeError, OverflowError) as e:
-            raise not_storable(e) from e
-        except StatementError as e:
-            if isinstance(e.orig, UnicodeEncodeError | OverflowError):
-                raise not_storable(e.orig) from e
-            if isinstance(e, DBAPIError) and isinstance(e.orig, sqlite3.Error):
+            with unstorable_values():
+                yield
+        except DBAPIError as e:
+            if isinstance(e.orig, sqlite3.Error):
                 raise storage_error(self._file, e.orig) from e
             raise
         except sqlite3.Error as e:
@@ -203,6 +200,19 @@ def leave_wal(path: Path) -> None:
 def not_storable(error: Exception) -> InputError:
     """For a value that no database can hold."""
     return InputError(f"a text or number cannot be stored or looked up ({error}); correct it")
+
+
+@contextlib.contextmanager
+def unstorable_values() -> Iterator[None]:
+    """InputError for what no database has a form for: half surrogates and 65-bit numbers."""
+    try:
+        yield
+    except (UnicodeEncodeError, OverflowError) as e:
+        raise not_storable(e) from e
+    except StatementError as e:
+        if isinstance(e.orig, UnicodeEncodeError | OverflowError):
+            raise not_storable(e.orig) from e
+        raise
 
 
 def written_earlier(path: Path, version: str, newest: str) -> StorageError:

@@ -234,6 +234,7 @@ keys = _table(
     _text("created_by"),
     _maybe("revoked_at"),
     _yes("operator"),
+    _maybe("expires_at"),
 )
 jobs = _table(
     "jobs",

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
@@ -37,6 +36,7 @@ from refdiff.memory.golden_bank.golden import (
     golden_id_of,
     point_id,
 )
+from refdiff.memory.golden_bank.similarity import candidates_of, ranked, unit_rows
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import (
     InputError,
@@ -50,7 +50,6 @@ from refdiff.model.errors import (
 
 PREFIX = "refdiff_goldens_"
 INDEXED = ("product", "status", "part_group", "sha256")
-MIN_CANDIDATES = 32
 _PAGE = 1000
 _SHOWN = 5  # damaged goldens that a message names
 MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
@@ -147,7 +146,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 if (earlier.product, earlier.sha256) != (golden.product, golden.sha256):
                     raise RefDiffError(f"golden id {golden.golden_id} is taken by {earlier.filename or earlier.sha256}")
                 return False
-            stored = StoredGolden(golden, _unit(global_vec), _unit(patches))
+            stored = StoredGolden(golden, unit_rows(global_vec), unit_rows(patches))
             with recorded(self._chain, GOLDEN, golden.golden_id, by or golden.enrolled_by, None, dict(vars(golden))):
                 if self._connection.file is not None:
                     self._connection.file.put(self._fingerprint, stored)
@@ -198,7 +197,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         if k < 1:
             raise InputError(f"{k} references: ask for 1 or more")
         self._check_vectors(global_vec, patches)
-        wanted = max(MIN_CANDIDATES, 4 * k)
+        wanted = candidates_of(k)
         wish = _Wish(product, tuple(statuses), frozenset(point_id(i) for i in exclude_ids), frozenset(exclude_groups))
         with self._qdrant() as client:
             candidates = self._candidates if self._catalogue is None else self._candidates_embedded
@@ -206,14 +205,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             # Embedded Qdrant computes MaxSim over the whole collection, whatever the filter or prefetch (220 ms
             # at 2000 goldens), so only the candidates' patches are fetched, and ranked here.
             vectors = self._patches_of(client, list(found))
-        present = [i for i in found if i in vectors]
-        similarities = max_sim(patches, [vectors[i] for i in present])
-        hits = [
-            GoldenHit(found[i][0], float(s), float(np.clip(found[i][1], 0.0, 1.0)))
-            for i, s in zip(present, similarities, strict=True)
-        ]
-        hits.sort(key=lambda h: (-h.similarity, -h.global_similarity, h.golden.golden_id))
-        return hits[:k]
+        return ranked([(*found[i], vectors[i]) for i in found if i in vectors], patches, k)
 
     def list(self, product: str | None = None, statuses: Sequence[GoldenStatus] | None = None) -> builtins.list[Golden]:
         """Goldens of that product and those statuses (None: any), oldest first."""
@@ -412,7 +404,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         """{point id: (golden, cosine)} of the `wanted` nearest by `global`; Qdrant filters."""
         response = client.query_points(
             self._name,
-            query=_unit(global_vec).tolist(),
+            query=unit_rows(global_vec).tolist(),
             using="global",
             limit=wanted,
             query_filter=wish.filter(),
@@ -431,7 +423,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             if not catalogue:
                 break
             response = client.query_points(
-                self._name, query=_unit(global_vec).tolist(), using="global", limit=limit, with_payload=False
+                self._name, query=unit_rows(global_vec).tolist(), using="global", limit=limit, with_payload=False
             )
             hits = [(cast(int, p.id), p.score) for p in response.points]
             known = [(i, catalogue[i], score) for i, score in hits if i in catalogue]
@@ -462,26 +454,6 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             )
         if not len(patches) or not (np.isfinite(global_vec).all() and np.isfinite(patches).all()):
             raise RefDiffError("vectors are empty or not finite: the image cannot have been encoded correctly")
-
-
-def max_sim(query: Vectors, candidates: Sequence[Vectors]) -> NDArray[np.float64]:
-    """(C,) mean over query patches of the best cosine in each candidate, clipped to 0..1.
-
-    query: (N, Dp); candidates: C arrays (Mi, Dp), Mi >= 1; rows need not be unit norm.
-    """
-    if not candidates:
-        return np.zeros(0)
-    rows = _unit(np.concatenate(candidates).astype(np.float32))  # (M1 + ... + MC, Dp)
-    starts = np.cumsum([0, *(len(c) for c in candidates[:-1])])
-    best = np.maximum.reduceat(rows @ _unit(query).T, starts, axis=0)  # (C, N)
-    similarity: NDArray[np.float64] = best.mean(axis=1, dtype=np.float64)
-    return similarity.clip(0.0, 1.0)
-
-
-def _unit(rows: Vectors) -> Vectors:
-    rows = np.asarray(rows, dtype=np.float32)
-    norms: Vectors = np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
-    return rows / norms
 
 
 def _vectors_config(global_dim: int, patch_dim: int) -> dict[str, qm.VectorParams]:

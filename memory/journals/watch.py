@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from sqlalchemy import RowMapping
 
 from refdiff.memory.database.sqlite_file import Steps, open_local
+from refdiff.memory.rows.watched import FileIdentity
 from refdiff.memory.timestamps import utc_now
 
 Outcome = Literal["filed", "refused"]
@@ -52,21 +53,6 @@ _STEPS: Steps = (
         "CREATE INDEX messages_open ON messages(seq) WHERE state = 'pending'",
     ),
 )
-
-
-@dataclass(frozen=True)
-class FileIdentity:
-    """A file as it was found; a file of the same name with other content is another photo."""
-
-    name: str
-    size: int  # bytes
-    mtime_ns: int  # last change
-    inode: int
-
-    @classmethod
-    def of(cls, name: str, about: os.stat_result) -> Self:
-        """The identity of the file `name` with that status."""
-        return cls(name, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @dataclass(frozen=True)

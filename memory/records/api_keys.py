@@ -14,16 +14,17 @@ import hmac
 import secrets
 import unicodedata
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from refdiff.memory.changes import KEY, State, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import OPERATOR_FILE, ROLES, Role
-from refdiff.memory.timestamps import utc_now
+from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
 
@@ -41,7 +42,12 @@ class ApiKey:
     role: Role
     created_at: str  # ISO 8601, UTC
     created_by: str
-    revoked_at: str | None  # ISO 8601, UTC; None while it is valid
+    revoked_at: str | None  # ISO 8601, UTC; None: it was not
+    expires_at: str | None = None  # ISO 8601, UTC; None: never
+
+    def valid(self, at: str) -> bool:
+        """Whether it opens the door at that time (ISO 8601, UTC)."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > at)
 
 
 class KeyStore:
@@ -51,12 +57,46 @@ class KeyStore:
         """home: where the operator's key is kept."""
         self._db, self._operator_file = db, home / OPERATOR_FILE
 
-    def add(self, name: str, role: Role, created_by: str) -> tuple[ApiKey, str]:
-        """A new key and its secret text, which is not stored. Raises InputError (name, role, name of another valid key)."""
-        return self._add(name.strip(), role, created_by)
+    def add(self, name: str, role: Role, created_by: str, lasts: timedelta | None = None) -> tuple[ApiKey, str]:
+        """A new key and its secret text, which is not stored. lasts: how long it is valid; None: until it is revoked.
+
+        Raises InputError (name, role, name of another valid key, a time that has passed or that no calendar has).
+        """
+        return self._add(name.strip(), role, created_by, expires_at=_after(lasts))
+
+    def rotate(
+        self, which: str, by: str, keep: timedelta, lasts: timedelta | None = None
+    ) -> tuple[ApiKey, str, ApiKey]:
+        """A new key with name and role of another one: the new key, its secret text, and the other one as it is now.
+
+        which: the other key's id, or its name: then the newest valid key of that name. keep: how long the other one stays
+        valid, at most. lasts: how long the new one is valid; None: as long as the other one was to be. Raises
+        UnknownRecordError without a valid key of that id or name, InputError as `add`, and for the operator's key.
+        """
+        if keep < timedelta(0):
+            raise InputError("a key cannot be kept for less than no time")
+        until = to_utc(_later(keep))
+        with changing(self._db) as conn:
+            row = _newest_valid(conn, which)
+            if row.operator:
+                raise InputError(
+                    f"{row.key_id} is the key of this machine's operator; revoke it (refdiff keys revoke {row.key_id}), and "
+                    "the next start of refdiff serve makes a new one"
+                )
+            known = _key(row)
+            if lasts is None and known.expires_at is not None:
+                lasts = datetime.fromisoformat(known.expires_at) - datetime.fromisoformat(known.created_at)
+            kept = replace(known, expires_at=until if known.expires_at is None else min(until, known.expires_at))
+            conn.execute(update(t.keys).where(_K.key_id == known.key_id).values(expires_at=kept.expires_at))
+            if kept != known:
+                record_change(conn, KEY, known.key_id, by, key_state(known), key_state(kept))
+            new, text = _insert(conn, known.name, known.role, by, expires_at=_after(lasts))
+        return new, text, kept
 
     def operator(self, name: str, *, make: bool) -> tuple[ApiKey, str] | None:
         """The operator's key (admin) and its text, kept in the home folder; None if there is none and `make` is false.
+
+        Where its text is lost, the key is revoked.
 
         name: of the person who runs this machine's servers, for a new one. One process at a time may make it.
         Raises StorageError.
@@ -69,30 +109,27 @@ class KeyStore:
             raise storage_error(self._operator_file, e) from e
         if (known := self.check(text)) is not None:
             return known, text
+        with self._db.connection() as conn:
+            lost = conn.scalars(select(_K.key_id).where(_K.operator, _K.revoked_at.is_(None))).all()
+        for key_id in lost:  # the file was lost, or the home was restored elsewhere: whoever has it has nothing
+            self.revoke(key_id, name)
         if not make:
             return None
-        if self._db.path is not None:  # on a server, they are those of other homes
-            with self._db.connection() as conn:
-                lost = conn.scalars(select(_K.key_id).where(_K.operator, _K.revoked_at.is_(None))).all()
-            for key_id in lost:  # the file was lost, or holds another home's key
-                self.revoke(key_id, name)
         taken = {person(k.name) for k in self.list() if k.revoked_at is None}
         key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
         write_atomic(self._operator_file, text.encode())
         return key, text
 
-    def _add(self, name: str, role: Role, created_by: str, operator: bool = False) -> tuple[ApiKey, str]:
+    def _add(
+        self, name: str, role: Role, created_by: str, operator: bool = False, expires_at: str | None = None
+    ) -> tuple[ApiKey, str]:
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise InputError(f"name of a key: give 1 to {_MAX_NAME} printable characters, who or what will use it")
         if role not in ROLES:
             raise InputError(f"role {role!r}: a role is one of {', '.join(ROLES)}")
-        key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), created_by, None)
-        text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
         with changing(self._db) as conn:
             _check_free(conn, name)
-            conn.execute(insert(t.keys), vars(key) | {"sha256": _digest(text), "operator": operator})
-            record_change(conn, KEY, key.key_id, created_by, None, key_state(key))
-        return key, text
+            return _insert(conn, name, role, created_by, operator, expires_at)
 
     def check(self, text: str) -> ApiKey | None:
         """The key of that text if it is valid, else None. Takes the same time whatever the secret part is."""
@@ -102,15 +139,19 @@ class KeyStore:
             row = t.get(conn, t.keys, key_id=key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
         kept = row.sha256 if row is not None else "0" * 64
         same = hmac.compare_digest(_digest(text), kept)
-        return _key(row) if same and row is not None and row.revoked_at is None else None
+        key = _key(row) if same and row is not None else None
+        return key if key is not None and key.valid(utc_now()) else None
 
     def list(self) -> builtins.list[ApiKey]:
-        """All keys including revoked ones, oldest first."""
+        """All keys including revoked and expired ones, oldest first."""
         with self._db.connection() as conn:
             return [_key(row) for row in conn.execute(select(t.keys).order_by(_K.created_at, _K.key_id)).all()]
 
     def any_good(self) -> bool:
-        """Whether any key is valid besides the operator's own."""
+        """Whether there is a key besides the operator's own that was not revoked.
+
+        One that has expired counts: a door that a key has closed is not opened by the clock.
+        """
         with self._db.connection() as conn:
             return t.find(conn, t.keys, _K.revoked_at.is_(None), ~_K.operator) is not None
 
@@ -130,17 +171,56 @@ class KeyStore:
 
 
 def key_state(key: ApiKey) -> State:
-    """What an audit record says of a key."""
-    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at}
+    """What an audit record says of a key. Without an expiry it says what earlier versions said."""
+    expires = {} if key.expires_at is None else {"expires_at": key.expires_at}
+    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at, **expires}
+
+
+def _insert(
+    conn: Connection, name: str, role: Role, by: str, operator: bool = False, expires_at: str | None = None
+) -> tuple[ApiKey, str]:
+    key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), by, None, expires_at)
+    text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
+    conn.execute(insert(t.keys), vars(key) | {"sha256": _digest(text), "operator": operator})
+    record_change(conn, KEY, key.key_id, by, None, key_state(key))
+    return key, text
+
+
+def _after(lasts: timedelta | None) -> str | None:
+    if lasts is None:
+        return None
+    if lasts <= timedelta(0):
+        raise InputError("a key must be valid for some time")
+    return to_utc(_later(lasts))
+
+
+def _later(by: timedelta) -> datetime:
+    try:
+        return datetime.now(UTC) + by
+    except OverflowError as e:
+        raise InputError("that is later than dates go") from e
+
+
+def _valid(at: str) -> ColumnElement[bool]:
+    return _K.revoked_at.is_(None) & or_(_K.expires_at.is_(None), _K.expires_at > at)
+
+
+def _newest_valid(conn: Connection, which: str) -> Row[Any]:
+    """Raises UnknownRecordError."""
+    for row in conn.execute(select(t.keys).where(_valid(utc_now())).order_by(_K.created_at.desc())).all():
+        if which == row.key_id or person(which) == person(row.name):
+            return row
+    raise UnknownRecordError(f"no valid key has the id or name {which!r}; `refdiff keys list` shows them")
 
 
 def _check_free(conn: Connection, name: str) -> None:
     """Raises InputError where a valid key has that name."""
-    for row in conn.execute(select(_K.key_id, _K.name).where(_K.revoked_at.is_(None))).all():
+    for row in conn.execute(select(_K.key_id, _K.name).where(_valid(utc_now()))).all():
         if person(row.name) == person(name):
             raise InputError(
                 f"the key {row.key_id} already has the name {row.name!r}, which stands in reports; choose "
-                f"another name, or revoke that key first: refdiff keys revoke {row.key_id}"
+                f"another name, replace that key (refdiff keys rotate {row.key_id}), or revoke it first: "
+                f"refdiff keys revoke {row.key_id}"
             )
 
 

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import uuid
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select
@@ -17,40 +17,16 @@ from refdiff.memory.changes import CAPTURE, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.photos.image_store import check_sha256
-from refdiff.memory.records.products import check_scale, known_name
+from refdiff.memory.records.products import known_name
+from refdiff.memory.rows.captures import Capture, normalise_part_id
+from refdiff.memory.rows.products import check_scale
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
-MAX_PART_ID = 128
 _C = t.captures.c
 _AT_ONCE = 500  # parameters of one statement
 _NEAR_POOL = 2_000  # newest part ids among which the ones like an unknown id are sought
 _COMPARED = 20  # of them, those that look most like it
-
-
-def normalise_part_id(text: str) -> str:
-    """The part id in `text`: "#4412", " 4412 " and "4412" are one part.
-
-    Raises InputError unless 1 to 128 printable characters remain.
-    """
-    part_id = text.strip().lstrip("#").strip() if isinstance(text, str) else ""
-    if not part_id or len(part_id) > MAX_PART_ID or not part_id.isprintable():
-        shown = repr(text[:40]) if isinstance(text, str) else repr(text)
-        raise InputError(f"part id {shown}: a part id is 1 to {MAX_PART_ID} printable characters")
-    return part_id
-
-
-@dataclass(frozen=True)
-class Capture:
-    """The photo of one part."""
-
-    capture_id: str
-    part_id: str
-    product: str
-    sha256: str  # id of the photo in the image store
-    scale_mm_per_px: float | None  # None if unknown
-    filename: str  # as it arrived; only ever shown
-    created_at: str  # ISO 8601, UTC
 
 
 class CaptureStore:

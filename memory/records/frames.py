@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict
 
 from sqlalchemy import delete, select
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
+from refdiff.memory.rows.frames import GoldenPlace, place_from
 
 VERSION = 2  # raise when goldens have to be registered to each other anew; scores change then (patch_distance.VERSION)
 _F = t.frames.c
-
-
-@dataclass(frozen=True)
-class GoldenPlace:
-    """How a golden lies on its anchor; an anchor lies on itself. It outlasts the anchor's retirement: photos stay."""
-
-    golden_id: str
-    product: str
-    anchor_id: str
-    anchor_sha256: str  # of its photo
-    size: tuple[int, int]  # (H, W) px of the golden
-    anchor_size: tuple[int, int]  # (H, W) px
-    matrix: tuple[float, ...]  # (9,) row by row: golden px -> anchor px, at original resolution
-    # of the registration of the anchor to the golden, as measured
-    method: str = "identity"
-    residual_px: float | None = 0.0  # in px of the golden
-    overlap: float = 1.0
-    ncc: float = 1.0
-
-    @property
-    def is_anchor(self) -> bool:
-        return self.golden_id == self.anchor_id
 
 
 class FrameStore:
@@ -46,7 +26,7 @@ class FrameStore:
         """The place of a golden; None if it was not registered yet."""
         with self._db.connection() as conn:
             row = t.find(conn, t.frames, _F.golden_id == golden_id, _F.version == VERSION)
-        return None if row is None else _place(row.place)
+        return None if row is None else place_from(json.loads(row.place))
 
     def put(self, place: GoldenPlace) -> GoldenPlace:
         """Keep a place; returns what is kept, which is the earlier one where another process was first."""
@@ -56,7 +36,7 @@ class FrameStore:
             conn.execute(delete(t.frames).where(_F.golden_id == place.golden_id, _F.version != VERSION))
             t.insert_new(conn, t.frames, row)
             kept = conn.scalars(select(_F.place).where(_F.golden_id == place.golden_id)).one()
-        return _place(kept)
+        return place_from(json.loads(kept))
 
     def of(self, product: str) -> dict[str, str]:
         """Golden id -> id of its anchor, of all goldens of a product that have a place."""
@@ -65,7 +45,10 @@ class FrameStore:
             rows = conn.execute(of).all()
         return {row.golden_id: row.anchor_id for row in rows}
 
-
-def _place(text: str) -> GoldenPlace:
-    place = json.loads(text)
-    return GoldenPlace(**place | {name: tuple(place[name]) for name in ("size", "anchor_size", "matrix")})
+    def main_anchor(self, product: str) -> str:
+        """sha256 of the photo of the anchor of the frame that most goldens of a product are in; "" if none has a place."""
+        counts = Counter(self.of(product).values())
+        if not counts:
+            return ""
+        place = self.get(min(counts, key=lambda anchor: (-counts[anchor], anchor)))
+        return "" if place is None else place.anchor_sha256

@@ -18,8 +18,8 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import VERDICTS, Verdict
 from refdiff.memory.records.blind_checks import draw
-from refdiff.memory.records.captures import normalise_part_id
-from refdiff.memory.records.products import check_product_name
+from refdiff.memory.rows.captures import normalise_part_id
+from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import InputError, RefDiffError, UnknownRecordError
 

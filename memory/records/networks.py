@@ -12,42 +12,12 @@ from sqlalchemy import Connection, Row, delete, select
 from refdiff.memory.changes import NETWORK, changing, network_state, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.records.products import check_product_name
+from refdiff.memory.rows.networks import LearnedDefect, ProductNetworks
+from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
 
 _N = t.networks.c
-
-
-@dataclass(frozen=True)
-class LearnedDefect:
-    """A defect that a person confirmed and networks were trained on."""
-
-    inspection_id: str
-    photo: str  # sha256
-    part_id: str
-
-
-@dataclass(frozen=True)
-class ProductNetworks:
-    """Networks of one product. No network is asked about a golden sample that it was trained on."""
-
-    product: str
-    sha256: str  # of the weights, one safetensors file
-    shared: str  # sha256 of the shared network that they began from
-    trained_on: list[list[str]]  # of each network: ids of golden samples
-    created_at: str = field(default_factory=utc_now)
-    seconds: float = 0.0
-    # how many synthetic defects were found by the shared network, by the fitted ones, and how many there were, on golden
-    # samples that the network did not see
-    found: tuple[int, int, int] = (0, 0, 0)
-    confirmed: list[LearnedDefect] = field(default_factory=list)  # all of them were trained on these
-
-    @property
-    def learned_from(self) -> str:
-        """In words."""
-        said, n = f"{sum(map(len, self.trained_on))} golden samples", len(self.confirmed)
-        return f"{said} and {n} confirmed defect{'' if n == 1 else 's'}" if n else said
 
 
 # declined: a person stopped it, or removed what came of it; stopped: by itself it goes on, or begins anew

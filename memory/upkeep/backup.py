@@ -40,10 +40,12 @@ from refdiff.memory.upkeep.move import check_empty, copy_to_file, move_records
 from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
 from refdiff.model.files import make_folder, scratch_folder, storage_error
 from refdiff.model.progress import Progress, silent
+from refdiff.model.wording import few
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 20
+_ARCHIVES = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Manifest:
     made_at: str = field(default_factory=utc_now)
     software: str = field(default_factory=lambda: version("refdiff"))
     files: list[BackedUpFile] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # sha256 of photos of parts that the home does not have
 
     @property
     def bytes(self) -> int:
@@ -95,13 +98,16 @@ def back_up(
         raise InputError(f"{home}: no home of refdiff (it has no {MAIN}); set REFDIFF_HOME")
     if os.path.lexists(target):
         raise InputError(f"{target}: already there; name a new file or folder")
+    packed = target.name.lower().endswith(_ARCHIVES)
+    if packed and target.suffix.lower() != ".tar":
+        raise InputError(f"{target}: a backup is a file whose name ends in .tar, or a folder; compress it afterwards")
     if target.resolve().is_relative_to(home.resolve()):
         raise InputError(f"{target}: inside the home folder {home}; back up to another place")
     make_folder(target.parent)
     try:
         with scratch_folder(target.parent) as scratch:
             made = scratch / "backup"
-            with _TarWriter(made) if target.suffix == ".tar" else _FolderWriter(made) as writer:
+            with _TarWriter(made) if packed else _FolderWriter(made) as writer:
                 manifest = _write(home, server, images, scratch, writer, progress)
             _sync()
             made.rename(target)
@@ -109,6 +115,19 @@ def back_up(
             return manifest
     except (OSError, tarfile.TarError) as e:
         raise storage_error(target, e) from e
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file of the home. Raises StorageError."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as e:
+        raise StorageError(f"{path}: removed meanwhile (refdiff prune?); back up again") from e
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be read ({e.strerror}); check its owner and permissions") from e
+    with file:
+        yield file
 
 
 def _write(
@@ -129,13 +148,16 @@ def _write(
             copy_to_file(server, copies[place], progress)
         else:
             _copy_database(home / place, copies[place])
-    filed = _filed(copies[Path(MAIN)])
+    filed, captured = (
+        _names(copies[Path(MAIN)], of) for of in ("inspection_id FROM inspections", "sha256 FROM captures")
+    )
     others = [
         place
         for place in files(home)
         if is_kept(place) and not is_database(place) and place.name != AUDIT_HEAD and _belongs(place, filed)
     ]
     photos = [] if images is None else sorted(images.ids())
+    manifest.missing = sorted(captured - {place.name for place in others} - {*photos})
     total = len(copies) + len(others) + len(photos) + (head is not None)
 
     def add(place: Path, source: IO[bytes]) -> None:
@@ -155,8 +177,8 @@ def _write(
     if head is not None:
         add_bytes(Path(AUDIT_HEAD), head)
     for place in others:
-        with (home / place).open("rb") as source:
-            add(place, source)
+        with _opened(home / place) as other:
+            add(place, other)
     for sha256 in photos:
         with contextlib.suppress(UnknownRecordError):  # removed meanwhile
             add_bytes(Path(PHOTOS, sha256[:2], sha256), images.read(sha256) if images else b"")
@@ -186,9 +208,9 @@ def _copy_database(source: Path, target: Path) -> None:
         raise StorageError(f"{source}: the file is damaged ({wrong}); see `refdiff doctor`")
 
 
-def _filed(main: Path) -> set[str]:
+def _names(main: Path, what: str) -> set[str]:
     with reading(main) as conn:
-        return {row[0] for row in conn.execute("SELECT inspection_id FROM inspections")}
+        return {row[0] for row in conn.execute(f"SELECT {what}")}
 
 
 def _belongs(place: Path, filed: set[str]) -> bool:
@@ -276,6 +298,8 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
     source, home = source.expanduser().absolute(), home.absolute()
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; name a backup made by `refdiff backup`")
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{home}: a file; restore into a new folder: set REFDIFF_HOME")
     staging = home / STAGING
     there = {p.name for p in home.iterdir()} - {STAGING} if home.exists() else set()
     # beside a staging folder and without a main database, it is what a restore put there that was killed
@@ -307,8 +331,11 @@ def restore(source: Path, home: Path, progress: Progress = silent) -> Manifest:
         if begun and not (home / MAIN).exists():  # the next one must see that, too
             with contextlib.suppress(RefDiffError):
                 make_folder(staging)
-        if isinstance(e, OSError | tarfile.TarError):
-            raise storage_error(source if isinstance(e, tarfile.TarError) else home, e) from e
+        if isinstance(e, tarfile.TarError):
+            said = "no whole tar file; use another backup, or unpack it first if it is compressed"
+            raise InputError(f"{source}: {said} ({e})") from e
+        if isinstance(e, OSError):
+            raise storage_error(home, e) from e
         raise
     return manifest
 
@@ -329,8 +356,7 @@ def restore_to_server(source: Path, settings: MemorySettings, progress: Progress
 
 
 def _not_empty(home: Path, there: set[str]) -> InputError:
-    shown = ", ".join(sorted(there)[:3])
-    return InputError(f"{home}: not empty ({shown}, ...); restore into a new folder: set REFDIFF_HOME")
+    return InputError(f"{home}: not empty ({few(sorted(there))}); restore into a new folder: set REFDIFF_HOME")
 
 
 def _remove(path: Path) -> None:
@@ -368,8 +394,7 @@ def _stage(source: Path, staging: Path, progress: Progress) -> Manifest:
         ("changed", {n for n in listed.keys() & copied.keys() if listed[n] != copied[n]}),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:3])
-            raise InputError(f"{source}: {len(names)} files are {word} ({shown}); use another backup")
+            raise InputError(f"{source}: {len(names)} files are {word} ({few(sorted(names))}); use another backup")
     if MAIN not in listed:
         raise InputError(f"{source}: no {MAIN} in it; use another backup")
     return manifest

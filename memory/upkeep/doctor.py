@@ -7,11 +7,10 @@ records are only named.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,23 +23,23 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.photos.image_store import ImageStore
+from refdiff.memory.records.api_keys import ApiKey, keys_of
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import PHOTOS, Stores, open_images
+from refdiff.memory.stores import Stores, open_images
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import (
     STAGING,
     check_database,
     files,
     is_database,
-    is_kept,
     like_sha256,
     reading,
     sha256_in,
 )
 from refdiff.memory.upkeep.leftovers import abandoned, remove
-from refdiff.model.errors import DamagedError, RefDiffError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import DamagedError, RefDiffError, StorageError, UnavailableError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 
 Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
@@ -83,6 +82,7 @@ class Examination:
     inspections: int = 0  # of those, not removed by `refdiff prune`
     lately: int = 0  # filed in the last `LATELY_DAYS` days
     newest_at: str | None = None  # when the newest audit record was made; ISO 8601, UTC
+    keys: list[ApiKey] = field(default_factory=list)  # that are not revoked
     schema: str | None = None  # of the database; None: it could not be read
     audit_records: int = 0
     audited: int = 0  # of those, that hold; without `deep`, of the newest `NEWEST_RECORDS`
@@ -128,9 +128,10 @@ class _Doctor:
 
     def examine(self) -> Examination:
         for place in self._files:
-            about = (self._home / place).lstat()
-            store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
-            self._found.bytes[store] = self._found.bytes.get(store, 0) + about.st_size
+            with contextlib.suppress(FileNotFoundError):  # a server removed it meanwhile
+                size = (self._home / place).lstat().st_size
+                store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
+                self._found.bytes[store] = self._found.bytes.get(store, 0) + size
         sound = self._databases()
         if Path(MAIN) in sound or self._settings.database_url is not None:
             self._records(sound)
@@ -225,6 +226,7 @@ class _Doctor:
         lately = to_utc(datetime.now(UTC) - timedelta(days=LATELY_DAYS))
         found.lately = int(conn.scalar(select(func.count()).where(i.created_at >= lately)) or 0)
         found.newest_at = conn.scalar(select(func.max(t.audit.c.at)))
+        found.keys = [key for key in keys_of(conn).values() if key.revoked_at is None]
         found.schema = str(conn.scalar(text("SELECT version_num FROM alembic_version")))
         if stores.db.path is None:
             found.bytes["records in Postgres"] = int(
@@ -247,9 +249,10 @@ class _Doctor:
             named = (report.get("artefacts") or {}).values() if written is None else written
             for path in filter(None, named):
                 place = Path("inspections", inspection_id, Path(path).name)
-                if place not in there:
+                file = self._home / place
+                if place not in there and not file.exists():  # not written since they were listed either
                     missing.append(f"{inspection_id}/{place.name}")
-                elif not (self._home / place).stat().st_size:
+                elif file.exists() and not file.stat().st_size:
                     empty.append(f"{inspection_id}/{place.name}")
         remedy = "take them from a backup; photo and report are still in the home if nothing else is named here"
         self._add("missing", "files of filed inspections", missing, remedy)
@@ -298,27 +301,22 @@ class _Doctor:
             self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
 
     def _photos(self, sound: set[Path]) -> None:
-        images: ImageStore | None = None
-        places = {place.name: place for place in self._files if place.parts[0] == PHOTOS and is_kept(place)}
-        photos: Set[str] = places.keys()
-        if self._settings.objects_url is not None:
-            try:
-                images = open_images(self._settings)
-                photos = {*images.ids()}
-            except RefDiffError as e:
-                self._add("unreadable", "the photos", [str(e)], "see the message")
-                return
-        self._add("missing", "photos", (f"{name} ({sha})" for sha, name in self._named.items() if sha not in photos),
-                  "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
-        if not self._deep:
-            return
         damaged = []
-        for done, sha256 in enumerate(sorted(photos), start=1):
-            self._progress("reading photos", done, len(photos))
-            if (_digest(self._home / places[sha256]) != sha256) if images is None else _is_damaged(images, sha256):
-                damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
-        self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
-                  "refdiff enroll)")  # fmt: skip
+        try:
+            images = open_images(self._settings)
+            photos = {*images.ids()}
+            if missing := self._named.keys() - photos:
+                missing -= {*images.ids()}  # what came since they were listed
+            for done, sha256 in enumerate(sorted(photos) if self._deep else (), start=1):
+                self._progress("reading photos", done, len(photos))
+                if _is_damaged(images, sha256):
+                    damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
+        except RefDiffError as e:
+            self._add("unreadable", "the photos", [str(e)], "see the message")
+            return
+        remedy = "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)"
+        self._add("missing", "photos", (f"{self._named[sha]} ({sha})" for sha in missing), remedy)
+        self._add("damaged", "photos", damaged, remedy)
         if self._mentioned is not None:
             others = (sha256_in(self._home / place) for place in sorted(sound - {Path(MAIN)}))
             mentioned = self._mentioned.union(*others)
@@ -376,16 +374,8 @@ def _json(data: str) -> dict[str, Any]:
 def _is_damaged(images: ImageStore, sha256: str) -> bool:
     try:
         images.get(sha256)
-    except DamagedError:
+    except (DamagedError, StorageError):  # also a file that cannot be read
         return True
     except UnknownRecordError:  # removed meanwhile
         return False
     return False
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as e:
-        return f"unreadable: {e}"

@@ -21,8 +21,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inspect, null, select, text, true, update
 
 from refdiff.memory.artefacts import inspection_folder
-from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append, content_digest
-from refdiff.memory.changes import PRUNE, changing, record_change
+from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append
+from refdiff.memory.changes import GOLDEN, PRUNE, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.sqlite_file import empty_log, free_bytes, give_back
 from refdiff.memory.golden_bank.golden import golden_id_of, make_golden_id
@@ -30,7 +30,8 @@ from refdiff.memory.journals.jobs import OPEN
 from refdiff.memory.kinds import Verdict
 from refdiff.memory.records.adoptions import CONSENTS
 from refdiff.memory.records.defect_names import NAMED_NOW
-from refdiff.memory.records.products import check_product_name
+from refdiff.memory.rows.digests import content_digest
+from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import like_sha256, reading, sha256_in
@@ -89,6 +90,11 @@ class GoldenPhotos:
         with reading(path) as bank:
             points = [int(row[0]) for row in bank.execute("SELECT point FROM goldens")]
         return cls(sha256_in(path), {golden_id_of(p) for p in points if 0 <= p < 1 << 48})
+
+    def and_recorded(self, conn: Connection) -> GoldenPhotos:
+        """With all that the audit trail calls enrolled, also in another bank than the one that was read."""
+        said = conn.scalars(select(_A.content).where(_A.inspection_id == "", _A.kind == GOLDEN))
+        return GoldenPhotos(self.sha256.union(like_sha256(said)), self.golden_ids)
 
     def need(self, sha256: str, products: Iterable[str]) -> bool:
         """Whether it is, or may be, the photo of a golden sample of one of the products."""
@@ -165,6 +171,7 @@ class _Prune:
     def run(self, dry_run: bool) -> Pruned:
         home = self._stores.settings.home
         with self._stores.db.snapshot() as conn:
+            self._goldens = self._goldens.and_recorded(conn)
             self._products = [*conn.scalars(select(t.products.c.name))]
             matches = select(_why_kept(self._wanted.open_too), func.count()).where(_matching(self._wanted))
             found = {why: int(n) for why, n in conn.execute(matches.group_by(text("1")))}

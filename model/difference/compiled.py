@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refdiff.model.difference.sessions import cpu_plan, load_openvino
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import scratch_folder, write_atomic
 from refdiff.model.settings import ModelSettings
@@ -60,22 +61,16 @@ class Compiled:
 
     def __init__(self, module: nn.Module, example: Sequence[Tensor], settings: ModelSettings) -> None:
         """module: takes and returns float32 tensors, by position. example: inputs of it, of any size."""
-        ov = _openvino()
+        ov = load_openvino()
         core = ov.Core()
         path = settings.cache / "openvino" / f"{_digest(module, ov.__version__)}.xml"
         with _CONVERTING:
             try:
                 model = core.read_model(path)
             except RuntimeError:  # not there, or damaged: a cache is rebuilt, never trusted
-                model = _converted(module, example)
+                model = converted(module, example)
                 _keep(model, path)
-        how = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": settings.threads or torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # two processes would pin themselves to the same cores
-        }
-        self._compiled = core.compile_model(model, "CPU", how)
+        self._compiled = core.compile_model(model, "CPU", cpu_plan(settings.threads or torch.get_num_threads()))
         self._local = threading.local()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -85,12 +80,6 @@ class Compiled:
         # the next call writes where this one's results lie
         found = self._local.request.infer([x.numpy(force=True) for x in inputs], share_inputs=True, share_outputs=True)
         return tuple(torch.from_numpy(found[i].copy()) for i in range(len(found)))
-
-
-def _openvino() -> Any:
-    # without this package, which says over the network that it was imported, OpenVINO reports nothing
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return import_module("openvino")  # its own types are incomplete
 
 
 def _digest(module: nn.Module, converter: str) -> str:
@@ -106,7 +95,9 @@ def _digest(module: nn.Module, converter: str) -> str:
 
 
 @torch.no_grad()
-def _converted(module: nn.Module, example: Sequence[Tensor]) -> Any:
+def converted(module: nn.Module, example: Sequence[Tensor]) -> Any:
+    """An OpenVINO model of a network, for any batch and size."""
+    load_openvino()
     frontend = import_module("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
     decoders = import_module("openvino.frontend.pytorch.ts_decoder")
     with warnings.catch_warnings(

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,32 +20,17 @@ from torch import Tensor, nn
 
 from refdiff.model.difference.backbones import TransformersBackbone
 from refdiff.model.difference.compiled import Compiled, through_openvino
-from refdiff.model.difference.feature_maps import FeatureMaps
-from refdiff.model.errors import ImageError, StorageError
-from refdiff.model.images import RgbImage
+from refdiff.model.difference.features import Encoding
+from refdiff.model.errors import StorageError
 from refdiff.model.settings import ModelSettings
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-FEATURE_VERSION = "2"  # raise when the meaning of cached features changes, or how goldens are drawn for them
-SIDES = 32  # work px: both sides of what is encoded are multiples of it
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
 # (repeats, kernel, stride, expansion, channels); a map is taken at the end of each stage named in _TAPS
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
            (1, 3, 1, 6, 320))  # fmt: skip
 _TAPS = {1: 4, 2: 8, 4: 16, 6: 32}
 _BN_EPS = 1e-3
-_RETRIEVAL_GRID = 6  # retrieval patches: 6 x 6 average-pooled cells of the stride-16 map
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one image looks like to the network."""
-
-    maps: FeatureMaps  # stride -> (C, h, w) float32, h = H_work / stride
-    global_vec: NDArray[np.float32]  # (D,) unit norm; only for retrieval
-    patches: NDArray[np.float32]  # (36, C16) rows of unit norm; only for retrieval
-    size: tuple[int, int]  # (H, W) px of the original image
-    work_size: tuple[int, int]  # (H, W) px at which it was encoded, multiples of 32
 
 
 class _SameConv(nn.Module):
@@ -175,85 +158,55 @@ def _by_stride(compiled: Compiled) -> Callable[[Tensor], dict[int, Tensor]]:
     return lambda x: dict(zip(CHANNELS, compiled(x), strict=True))
 
 
-def work_size(size: tuple[int, int], working_px: int) -> tuple[int, int]:
-    """(H, W) at which an image of `size` (H, W) is encoded: long side `working_px`, both sides multiples of 32."""
-    h, w = size
-    scale = working_px / max(h, w)
-    return max(64, round(h * scale / SIDES) * SIDES), max(64, round(w * scale / SIDES) * SIDES)
-
-
-def resize_to(image: RgbImage, size: tuple[int, int]) -> RgbImage:
-    """Resize (H, W, 3) to `size` (H, W): area averaging when shrinking (no aliasing), bicubic when growing."""
-    h, w = size
-    if image.shape[:2] == (h, w):
-        return image
-    shrinking = image.shape[0] * image.shape[1] > h * w
-    out = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
-    return np.asarray(out, dtype=np.uint8)
-
-
 @lru_cache(maxsize=2)
 def _shared_backbone(folder: Path) -> TransformersBackbone:
     return TransformersBackbone(folder)
 
 
-class Encoder:
-    """Frozen encoder. `embed` one image, `embed_batch` many of one working size.
+class FromPixels(nn.Module):
+    """(B, H, W, 3) uint8 RGB -> the maps of a network, in the order of `strides`."""
 
-    channels: stride -> C of its maps. digest: of its weights. fingerprint: what features depend on, hex.
-    """
+    def __init__(self, net: nn.Module, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.net = _MapList(net, strides)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.net(scaled(pixels))
+        return found
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 RGB -> (B, 3, H, W) float32 in -1..1: what encoders take."""
+    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+
+class Encoder(Encoding):
+    """The frozen encoder of the settings, run by torch or OpenVINO. See `Encoding`."""
 
     def __init__(self, settings: ModelSettings | None = None) -> None:
         """Raises InputError (`REFDIFF_ENCODER` is no backbone), StorageError (weights were changed)."""
         self.settings = settings or ModelSettings()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        self.digest = WEIGHTS_SHA256
         self._net: Callable[[Tensor], dict[int, Tensor]]
+        channels, digest = CHANNELS, WEIGHTS_SHA256
         if self.settings.encoder is None:
             compiled = through_openvino(
                 lambda: _shared_compiled(self.settings.cache, self.settings.threads), self.settings
             )
-            self._net, self.channels = _shared_network() if compiled is None else _by_stride(compiled), CHANNELS
+            self._net = _shared_network() if compiled is None else _by_stride(compiled)
         else:
             backbone = _shared_backbone(self.settings.encoder.resolve())
-            self._net, self.channels, self.digest = backbone, backbone.channels, backbone.digest
-        self.global_dim, self.patch_dim = 2 * self.channels[32], self.channels[16]
-        key = f"{self.digest}:{FEATURE_VERSION}:{self.settings.working_px}"
-        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
+            self._net, channels, digest = backbone, backbone.channels, backbone.digest
+        super().__init__(self._maps, torch.from_numpy, channels, digest, self.settings.working_px)
 
-    def embed(self, image: RgbImage, size: tuple[int, int] | None = None) -> Features:
-        """Features of (H, W, 3) uint8 RGB; `size` overrides the working size (to match another image's)."""
-        return self.embed_batch([image], size)[0]
-
-    def embed_batch(self, images: Sequence[RgbImage], size: tuple[int, int] | None = None) -> list[Features]:
-        """Features of several images, all brought to one working size (default: the first image's)."""
-        if not images:
-            return []
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ImageError(f"encoder expects (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
-        target = size or work_size(images[0].shape[:2], self.settings.working_px)
-        batch = np.stack([resize_to(image, target) for image in images])
-        x = torch.from_numpy(batch).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    def _maps(self, pixels: NDArray[np.uint8]) -> dict[int, Tensor]:
         with torch.inference_mode():
-            maps = self._net(x.contiguous(memory_format=torch.channels_last))
-        return [
-            self._features({s: m[i] for s, m in maps.items()}, image.shape[:2], target)
-            for i, image in enumerate(images)
-        ]
+            return self._net(scaled(torch.from_numpy(pixels)).contiguous(memory_format=torch.channels_last))
 
-    def _features(self, maps: dict[int, Tensor], size: tuple[int, int], target: tuple[int, int]) -> Features:
-        deep = maps[32].flatten(1)  # (C32, n)
-        # mean and spread of the deepest map tell product variants apart; each half has unit norm so neither dominates
-        halves = (F.normalize(deep.mean(1), dim=0), F.normalize(deep.std(1), dim=0))
-        global_vec = F.normalize(torch.cat(halves), dim=0)
-        pooled = F.adaptive_avg_pool2d(maps[16], _RETRIEVAL_GRID).flatten(1).T  # (36, C16)
-        patches = F.normalize(pooled, dim=1)
-        return Features(
-            maps=FeatureMaps({s: m.contiguous() for s, m in maps.items()}),
-            global_vec=global_vec.numpy().copy(),
-            patches=patches.numpy().copy(),
-            size=size,
-            work_size=target,
-        )
+
+def encoder_graph() -> tuple[nn.Module, list[Tensor]]:
+    """The packaged encoder as a network that takes (B, H, W, 3) uint8 RGB and gives the maps in the order of `CHANNELS`; and
+    inputs of it."""
+    net = load_efficientnet_lite0().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return FromPixels(net, tuple(CHANNELS)), [torch.zeros(2, 64, 96, 3, dtype=torch.uint8)]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
-import torch
-import torch.nn.functional as F
 from propcache.api import cached_property
-from torch import Tensor
+
+from refdiff.model.arrays import Array, library_of, offsets, on_cells, packed, unit
 
 GRID_STRIDE = 8
+Sketch = tuple[Array, Array]  # see `FeatureMaps.sketch`
 _STRIDES = (8, 16, 32)
 _SEARCHED = 128  # directions of a sketch: with as many, image scores stay within a thousandth of the full search
 
 
-class FeatureMaps(dict[int, Tensor]):
+class FeatureMaps(dict[int, Array]):
     """stride -> (C, h, w) float32. Must not be changed afterwards."""
 
     @classmethod
-    def of(cls, maps: Mapping[int, Tensor]) -> FeatureMaps:
+    def of(cls, maps: Mapping[int, Array]) -> FeatureMaps:
         """The same maps; those that are FeatureMaps keep what they know."""
         return maps if isinstance(maps, cls) else cls(maps)
 
@@ -36,34 +37,39 @@ class FeatureMaps(dict[int, Tensor]):
         return sum(m.nbytes * (2 if s in _STRIDES else 1) for s, m in self.items()) + derived
 
     @cached_property
-    def descriptors(self) -> Tensor:
+    def descriptors(self) -> Array:
         """(h*w, C) float32 rows of unit norm, one for each cell of the stride-8 grid; C = 40 + 112 + 320."""
-        return F.normalize(torch.cat([self._on_grid(self[s]) for s in _STRIDES], 1), dim=1)
+        maps = [on_cells(self[s], self.grid) for s in _STRIDES]
+        return unit(library_of(maps[0]).concat(maps, 1), 1)
+
+    def take_sketch(self, known: Sketch) -> None:
+        """Take a sketch of the same maps that was computed before."""
+        self.__dict__["sketch"] = known
 
     @cached_property
-    def sketch(self) -> tuple[Tensor, Tensor]:
+    def sketch(self) -> Sketch:
         """(d, h*w) descriptors in the d directions that hold most of them, and (C, d) those directions; d <= C."""
+        library = library_of(self[GRID_STRIDE])
         # a coarse map has few cells and so spans few directions: the eigenvectors are looked for among those
-        spans = [torch.linalg.qr(self[s].flatten(1)).Q for s in _STRIDES]  # (C_s, k_s) each
-        parts = [self._on_grid(self._times(s, span)) for s, span in zip(_STRIDES, spans, strict=True)]
-        within = F.normalize(torch.cat(parts, 1), dim=1)  # descriptors, in these directions
-        most = torch.linalg.eigh(within.T @ within).eigenvectors[:, -_SEARCHED:].contiguous()
-        by_span = zip(spans, most.split([span.shape[1] for span in spans]), strict=True)
-        return (within @ most).T.contiguous(), torch.cat([span @ part for span, part in by_span])
+        spans = [library.linalg.qr(self._cells(s)).Q for s in _STRIDES]  # (C_s, k_s) each
+        parts = [on_cells(self._times(s, span), self.grid) for s, span in zip(_STRIDES, spans, strict=True)]
+        within = unit(library.concat(parts, 1), 1)  # descriptors, in these directions
+        most = packed(library.linalg.eigh(within.T @ within).eigenvectors[:, -_SEARCHED:])
+        begins = offsets([span.shape[1] for span in spans])
+        by_span = [most[begin:end] for begin, end in pairwise(begins)]
+        directions = [span @ part for span, part in zip(spans, by_span, strict=True)]
+        return packed((within @ most).T), library.concat(directions)
 
     @cached_property
-    def directed(self) -> dict[int, Tensor]:
+    def directed(self) -> dict[int, Array]:
         """stride -> (C, h*w), the cells of a map with unit norm."""
-        return {s: F.normalize(self[s].flatten(1), dim=0) for s in _STRIDES}
+        return {s: unit(self._cells(s), 0) for s in _STRIDES}
 
-    def _times(self, stride: int, directions: Tensor) -> Tensor:
+    def _cells(self, stride: int) -> Array:
+        """(C, h*w)"""
+        return self[stride].reshape(self[stride].shape[0], -1)
+
+    def _times(self, stride: int, directions: Array) -> Array:
         """(d, h, w): a map (C, h, w) times directions (C, d)."""
-        product = (self[stride].flatten(1).T @ directions).T  # channels last in memory
-        return product.view(-1, *self[stride].shape[1:])
-
-    def _on_grid(self, x: Tensor) -> Tensor:
-        """(C, any, any) -> (h*w, C), interpolated."""
-        x = x[None].contiguous(memory_format=torch.channels_last)
-        if x.shape[-2:] != self.grid:
-            x = F.interpolate(x, size=self.grid, mode="bilinear", align_corners=False)
-        return x[0].permute(1, 2, 0).flatten(0, 1)
+        product = (self._cells(stride).T @ directions).T  # channels last in memory
+        return product.reshape(-1, *self[stride].shape[1:])

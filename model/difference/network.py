@@ -104,7 +104,7 @@ class DifferenceNetwork(nn.Module):
         nn.init.constant_(self.map_head.bias, -3.0)  # type: ignore[arg-type]
 
     def forward(self, matched: Matched, pixels: Tensor) -> DifferenceOutput:
-        """pixels: (B, 8, H, W) from `pixel_input`."""
+        """pixels: (B, 8, H, W) from `comparing.pixel_input`."""
         logs = {s: torch.log(matched.distances[s] + _LOW) for s in STRIDES}
         context = self.context(self._statistics(logs, pixels))  # (B, width)
         x = context[:, :, None, None].expand(-1, -1, *logs[32].shape[-2:])
@@ -163,33 +163,3 @@ def _strongest(x: Tensor, fraction: float) -> Tensor:
     """(B,) mean of the strongest part of the cells of (B, 1, h, w)."""
     flat = x.flatten(1)
     return flat.topk(max(1, int(flat.shape[1] * fraction)), 1).values.mean(1)
-
-
-def pixel_input(query: Tensor, reference: Tensor, covered: Tensor) -> Tensor:
-    """(B, 8, H, W) float32 for the network: both pictures, their difference with a pixel of tolerance, and what is covered.
-
-    query, reference: (B, 3, H, W) uint8 RGB on one pixel grid; covered: (B, H, W) bool, False where the reference does not
-    reach (everywhere if it could not be registered).
-    """
-    b, _, h, w = query.shape
-    out = torch.empty(b, 8, h, w)
-    out[:, 0:3], out[:, 3:6], out[:, 7] = query, reference, covered
-    out[:, 0:6].mul_(1 / 127.5).sub_(1)
-    if not covered.all():
-        out[:, 3:6] = torch.where(covered[:, None], out[:, 3:6], out[:, 0:3])
-    grey_q, grey_r = out[:, 0:3].mean(1), out[:, 3:6].mean(1)
-    # how far the query leaves the range of the reference's neighbourhood
-    above, below = grey_q - _highest(grey_r), _highest(-grey_r) + grey_q
-    out[:, 6] = F.relu(above) - F.relu(-below)
-    return out
-
-
-def _highest(x: Tensor) -> Tensor:
-    """The maximum of the 3 x 3 neighbourhood; faster than pooling on CPUs."""
-    rows = x.clone()
-    torch.maximum(rows[:, 1:], x[:, :-1], out=rows[:, 1:])
-    torch.maximum(rows[:, :-1], x[:, 1:], out=rows[:, :-1])
-    out = rows.clone()
-    torch.maximum(out[:, :, 1:], rows[:, :, :-1], out=out[:, :, 1:])
-    torch.maximum(out[:, :, :-1], rows[:, :, 1:], out=out[:, :, :-1])
-    return out

@@ -7,73 +7,30 @@ or calibration.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from refdiff.model.defect_types import DIFFERENCE_TYPES
+from refdiff.model.difference.comparing import SHARED_POWER, NetworkDifference, NetworkInput, flat_input, network_input
 from refdiff.model.difference.compiled import Compiled, through_openvino
 from refdiff.model.difference.feature_maps import FeatureMaps
-from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, composite_reference, match
-from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, pixel_input
+from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork
 from refdiff.model.errors import StorageError
 from refdiff.model.number_format import number_format
 from refdiff.model.settings import Engine, ModelSettings
 from refdiff.model.weights_file import WEIGHTS, read_weights
 
 PACKAGED = WEIGHTS / "difference.safetensors"
-MAP_STRIDE = 4  # of the anomaly map, working px
-SCORED_PART = 0.002  # the image score is the mean of this part of the cells, the highest
-_MIN_WEIGHT = 0.02  # keeps part of the distance where the network sees nothing
 
 
-@dataclass(frozen=True)
-class NetworkDifference:
-    """What the network makes of every place."""
-
-    logits: Tensor  # (h4, w4) float32, > 0 = more likely defect than not
-    types: Tensor  # (T, h4, w4) probabilities of DIFFERENCE_TYPES
-
-
-@dataclass(frozen=True)
-class NetworkInput:
-    """What a network sees of one query and its references; the same for all networks."""
-
-    matched: Matched
-    pixels: Tensor
-
-
-@torch.inference_mode()
-def network_input(picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]) -> NetworkInput:
-    """picture: (3, H, W) uint8 query at working size; maps: its encoder maps, stride -> (C, H/s, W/s)."""
-    reference, covered = reference_picture(picture, references)
-    return NetworkInput(match(maps, references), pixel_input(picture[None], reference[None], covered[None]))
-
-
-def reference_picture(picture: Tensor, references: Sequence[ReferenceView]) -> tuple[Tensor, Tensor]:
-    """Of the registered references what fits a query (3, H, W) best, place by place: (3, H, W) uint8; and (H, W) bool, where
-    all of them reach. The query itself, reached nowhere, where none is registered."""
-    pictures = [r.picture for r in references if r.picture is not None]
-    reaches = [r.covered for r in references if r.covered is not None]
-    if len(pictures) == 1:
-        return pictures[0], reaches[0]
-    if pictures:
-        return composite_reference(picture, torch.stack(pictures)), torch.stack(reaches).all(0)
-    return picture, torch.zeros(picture.shape[-2:], dtype=torch.bool)
-
-
-class _Plain(nn.Module):
+class PlainNetwork(nn.Module):
     """A difference network that takes and returns plain tensors: what is `matched`, stride by stride, and the pixels."""
 
     def __init__(self, net: DifferenceNetwork) -> None:
@@ -88,41 +45,18 @@ class _Plain(nn.Module):
         out = self.net(Matched(*parts), pixels)
         return out.map_logits, out.type_logits
 
-    @staticmethod
-    def inputs(matched: Matched, pixels: Tensor) -> list[Tensor]:
-        """What `forward` takes."""
-        parts = (matched.query, matched.reference, matched.distances)
-        return [*(part[s] for part in parts for s in STRIDES), pixels]
-
     def example(self) -> list[Tensor]:
         """Inputs of a pair of nothing."""
         h, w = 64, 96
         maps = {s: torch.zeros(2, c, h // s, w // s) for s, c in self.net.config.channels.items()}
         distances = {s: torch.zeros(2, N_DISTANCES, h // s, w // s) for s in STRIDES}
-        return self.inputs(Matched(maps, maps, distances), torch.zeros(2, 8, h, w))
-
-
-class Comparing(Protocol):
-    """What compares a query with its references."""
-
-    power: float  # how much its logits count in `fuse`
-
-    @property
-    def sha256(self) -> str:
-        """Names it in calibrations and reports."""
-        ...
-
-    def compare(
-        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
-    ) -> NetworkDifference:
-        """See `network_input`."""
-        ...
+        return flat_input(Matched(maps, maps, distances), torch.zeros(2, 8, h, w))
 
 
 class DifferenceScorer:
     """Loaded weights, ready to compare. `sha256` names them in calibrations and reports; encoder: digest of theirs."""
 
-    power = 0.5
+    power = SHARED_POWER
 
     def __init__(
         self, net: DifferenceNetwork, sha256: str, encoder: str, settings: ModelSettings | None = None
@@ -131,7 +65,7 @@ class DifferenceScorer:
         self.encoder = encoder
         self.config = net.config
         self._format = number_format()
-        plain = _Plain(_folded(net.eval(), self._format))
+        plain = PlainNetwork(folded(net.eval(), self._format))
         self._run: Callable[..., tuple[Tensor, ...]]
         settings = settings or ModelSettings()
         compiled = None
@@ -144,7 +78,7 @@ class DifferenceScorer:
         """What the network makes of several queries of one size, in one batch."""
         matched = Matched.stack([s.matched for s in seen])
         with torch.autocast("cpu", torch.bfloat16, enabled=self._format is torch.bfloat16):
-            logits, types = self._run(*_Plain.inputs(matched, torch.cat([s.pixels for s in seen])))
+            logits, types = self._run(*flat_input(matched, torch.cat([s.pixels for s in seen])))
         return [NetworkDifference(m[0].float(), F.softmax(t.float(), 0)) for m, t in zip(logits, types, strict=True)]
 
     def look(self, seen: NetworkInput) -> NetworkDifference:
@@ -164,54 +98,7 @@ class DifferenceScorer:
         return self.look(network_input(picture, maps, references))
 
 
-class DistanceOnly:
-    """No trained network, as with an encoder that none was trained on: the distance to the nearest patch decides alone."""
-
-    power = 0.0
-    sha256 = "none"
-
-    def compare(
-        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
-    ) -> NetworkDifference:
-        """Nothing at every place: no logits, and no type."""
-        h, w = picture.shape[-2] // MAP_STRIDE, picture.shape[-1] // MAP_STRIDE
-        return NetworkDifference(torch.zeros(h, w), torch.zeros(len(DIFFERENCE_TYPES), h, w))
-
-
-class FittedScorer:
-    """The mean of networks that were fitted to one product."""
-
-    # they know what varies in this product, so they count for more; chosen on rendered labels and solar cells
-    power = 1.0
-
-    def __init__(self, networks: Sequence[DifferenceScorer]) -> None:
-        self._networks = networks
-        self.sha256 = networks[0].sha256
-
-    def compare(
-        self, picture: Tensor, maps: dict[int, Tensor], references: Sequence[ReferenceView]
-    ) -> NetworkDifference:
-        """`network_input`, then what they make of it on average."""
-        seen = network_input(picture, maps, references)
-        found = [network.look(seen) for network in self._networks]
-        logits = torch.stack([f.logits for f in found]).mean(0)
-        return NetworkDifference(logits, torch.stack([f.types for f in found]).mean(0))
-
-
-def fuse(
-    patches: NDArray[np.float32], logits: NDArray[np.float32], power: float = DifferenceScorer.power
-) -> NDArray[np.float32]:
-    """(h4, w4) float32 >= 0: the distance to the nearest patch (h8, w8), weighted by what the network makes of the place.
-
-    The distance alone takes every natural variation for a defect, the network alone overlooks what it was not trained on;
-    their product (of powers) was better than either on products that neither had seen.
-    """
-    fine = cv2.resize(patches, logits.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    weight = (np.logaddexp(0, logits) + _MIN_WEIGHT) ** power
-    return np.asarray(weight * np.maximum(fine, 1e-3), np.float32)
-
-
-def _folded(net: DifferenceNetwork, dtype: torch.dtype) -> DifferenceNetwork:
+def folded(net: DifferenceNetwork, dtype: torch.dtype = torch.float32) -> DifferenceNetwork:
     """Batch norm folded into the convolutions before it, and weights in the format that autocast would make of them."""
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and len(module) == 3 and isinstance(module[1], nn.BatchNorm2d):

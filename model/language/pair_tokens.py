@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES
+from refdiff.model.difference.comparing import pixel_input
 from refdiff.model.difference.encoder import CHANNELS
 from refdiff.model.difference.matching import N_DISTANCES, STRIDES, Matched, ReferenceView, match
-from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.difference.network import DifferenceNetwork, DifferenceOutput
 from refdiff.model.language.configuration import DIFFERENCE_GRID, IMAGE_GRID, MAX_REGIONS
 
 _WAVES = 4

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refdiff.model.difference.encoder import resize_to
+from refdiff.model.difference.features import resize_to
 from refdiff.model.errors import StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS

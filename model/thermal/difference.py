@@ -111,6 +111,7 @@ class Spot:
 
     hot: bool
     max_c: float  # of a hot spot; the coldest temperature of a cold one
+    hottest_c: float
     mean_c: float
     temperature_uncertainty_k: float
     delta_k: float  # against the nearest golden sample, signed: its extreme
@@ -157,8 +158,8 @@ def measure_spot(
     others = math.sqrt(2.0) * float(np.median(difference.spread[at][inside]))
     of_delta = _standard(offset, gain, _emissivity(camera, delta), max(difference.noise_k, others), edge, lost)
     return Spot(
-        hot, extreme, float(warm.mean()), _COVERAGE * temperature, delta, mean_delta, _COVERAGE * of_delta,
-        float(plain[at_peak]) - healthy, healthy, alike,
+        hot, extreme, float(warm.max()), float(warm.mean()), _COVERAGE * temperature, delta, mean_delta,
+        _COVERAGE * of_delta, float(plain[at_peak]) - healthy, healthy, alike,
     )  # fmt: skip
 
 

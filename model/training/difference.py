@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from refdiff.model.difference.comparing import pixel_input
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.matching import STRIDES
-from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput, pixel_input
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork, DifferenceOutput
 from refdiff.model.difference.scorer import read_network
 from refdiff.model.errors import InputError
 from refdiff.model.files import remove_leftovers

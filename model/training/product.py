@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refdiff.model.difference.comparing import reference_picture
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView, match
 from refdiff.model.difference.network import DifferenceNetwork
-from refdiff.model.difference.scorer import reference_picture
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.model.synthesis.photo_pairs import foreground_of, nuisance

@@ -14,7 +14,7 @@ from refdiff.server.cli.options import Json, MaybeProduct, minute
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
-    from refdiff.memory.records.captures import Capture
+    from refdiff.memory.rows.captures import Capture
 
 captures = typer.Typer(help="List captured photos of parts, or remove some.", no_args_is_help=True)
 MaybePart = Annotated[str | None, typer.Option("--part", metavar="ID", help="Photos of this part only.")]

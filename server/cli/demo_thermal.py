@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.model.files import storage_error
 
-PRODUCT = "assembly"
+PRODUCT, KIND = "assembly", "thermal"
 GOLDENS = 30
 _SEED = 4412
 # part -> height (K) and diameter (px) of its hot spot, None: good; by how many K its surroundings are warmer

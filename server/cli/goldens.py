@@ -11,6 +11,7 @@ import typer
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.model.errors import InputError
+from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_workspace, settings
 from refdiff.server.cli.options import (
@@ -53,7 +54,7 @@ def enroll(
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="photo|thermal",
+            metavar="photo|thermal|depth|cloud",
             help="Of what kind the product's files are; said once. Default: what it is, or photo.",
         ),
     ] = None,
@@ -66,8 +67,9 @@ def enroll(
     Enrolling a photo again is harmless: it is only reported.
 
     A product's files are photos, or of the --kind that is said with its first golden sample. Thermal files (FLIR radiometric
-    JPEG, radiometric TIFF, CSV) are compared in kelvin; what a number in a TIFF or CSV means is stated first, with
-    `refdiff product set`.
+    JPEG, radiometric TIFF, CSV) are compared in kelvin, height maps (depth: organised xyz TIFF, 16-bit or float TIFF, 16-bit
+    PNG) and point clouds (cloud: PLY, PCD, STL, XYZ) in mm; what a number in a file means is stated first, with `refdiff
+    product set`.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
     from refdiff.tools.golden_samples.fit import is_due
@@ -90,9 +92,8 @@ def enroll(
         due = is_due(workspace, result.product)
     document = _document(result)
     if result.n_in_bank == 0:
-        reasons = "; ".join(f"{clean(str(r.path))}: {r.reason}" for r in result.refused[:3])
-        more = f" and {len(result.refused) - 3} more" if len(result.refused) > 3 else ""
-        error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}{more}")
+        reasons = few((f"{clean(str(r.path))}: {r.reason}" for r in result.refused), between="; ")
+        error = InputError(f"no good sample of {result.product!r} is in the bank: {reasons or 'no image'}")
         if current().as_json:
             details = {"type": "InputError", "message": str(error), "exit_code": error.exit_code}
             emit({"error": details} | document)

@@ -147,7 +147,13 @@ def backup(
         output.note("the golden samples are on a Qdrant server and not in this backup; take a snapshot there too")
     if made.damaged:
         output.note(f"{len(made.damaged)} photos were damaged already; `refdiff doctor` names them")
-    emit(_written(target, made) | {"damaged": made.damaged}, f"{_size(made)} in {shown_path(target)}")
+    if made.missing:
+        output.note(
+            f"{len(made.missing)} photos of parts are not in {shown_path(memory.home)}, and not in this backup; is that the "
+            "folder of these records (REFDIFF_HOME)? `refdiff doctor` names them"
+        )
+    lacks = {"damaged": made.damaged, "missing": made.missing}
+    emit(_written(target, made) | lacks, f"{_size(made)} in {shown_path(target)}")
 
 
 def restore(

@@ -176,7 +176,7 @@ def _inspect(text: str, part: str, options: Options) -> None:
     if options.image is None and options.condition is not None:
         raise typer.BadParameter("stated with a file; give --image too.", param_hint="--condition")
     check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
-    from refdiff.memory.records.captures import normalise_part_id
+    from refdiff.memory.rows.captures import normalise_part_id
 
     part_id, product = normalise_part_id(part), _product(part, options)
     # later: a mistyped id is refused at once

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, RefDiffError
+from refdiff.model.wording import few
 from refdiff.server.cli.invocation import open_workspace
 from refdiff.server.cli.options import shown_path
 
@@ -34,6 +36,7 @@ Status = Literal["ok", "off", "warning", "broken"]
 
 _ANSWER_S = 5.0  # longest wait for the endpoint of a language model
 _CLOCKS_DIFFER = timedelta(minutes=2)  # between machines that file into one database
+_SOON = timedelta(days=14)  # keys that expire within it are named
 _SHOWN = 5  # names
 
 
@@ -105,6 +108,7 @@ def check_installation(settings: Settings, found: Examination, bank: Bank) -> li
         ("database", lambda: _database(memory, found)),
         ("audit trail", lambda: _audit(found)),
         ("clock", lambda: _clock(found)),
+        ("API keys", lambda: _keys(found)),
         ("golden bank", lambda: _bank(memory, bank)),
         ("weights", lambda: _weights(model)),
         ("arithmetic", lambda: _arithmetic(model)),
@@ -197,6 +201,29 @@ def _clock(found: Examination) -> Check:
     return Check("clock", "ok", f"{now:%Y-%m-%d %H:%M} UTC, not before the newest record")
 
 
+def _keys(found: Examination) -> Check:
+    """Of a name that has a newer valid key, that one counts: the older one was replaced."""
+    from refdiff.memory.records.api_keys import person
+    from refdiff.memory.timestamps import to_utc
+
+    if found.schema is None:
+        return Check("API keys", "warning", "not checked, as there are no records to read", "see the database")
+    now = datetime.now(UTC)
+    newest = {person(k.name): k for k in sorted(found.keys, key=lambda k: k.created_at)}.values()
+    ends = {k: datetime.fromisoformat(k.expires_at) for k in newest if k.expires_at}
+    expired = [f"{k.name} ({k.key_id})" for k, end in ends.items() if end <= now]
+    soon = [f"{k.name} ({k.key_id}, {end:%Y-%m-%d})" for k, end in ends.items() if now < end <= now + _SOON]
+    said = f"{sum(k.valid(to_utc(now)) for k in found.keys)} valid"
+    if not expired and not soon:
+        return Check("API keys", "ok", said)
+    parts = [
+        said,
+        *([f"expired: {few(expired, _SHOWN)}"] if expired else ()),
+        *([f"expire soon: {few(soon, _SHOWN)}"] if soon else ()),
+    ]
+    return Check("API keys", "warning", "; ".join(parts), "refdiff keys rotate KEY, or refdiff keys revoke KEY")
+
+
 def _bank(memory: MemorySettings, bank: Bank) -> Check:
     name, kind = "golden bank", "embedded" if memory.qdrant_url is None else "Qdrant server"
     if isinstance(bank.contents, str):
@@ -207,7 +234,7 @@ def _bank(memory: MemorySettings, bank: Bank) -> Check:
     said = f"{kind}, {len(goldens)} golden samples of {len({g.product for g in goldens})} products"
     if damaged:
         return Check(
-            name, "broken", f"{said}; {len(damaged)} are damaged: {_some(damaged)}", "refdiff goldens reenroll"
+            name, "broken", f"{said}; {len(damaged)} are damaged: {few(damaged, _SHOWN)}", "refdiff goldens reenroll"
         )
     if not goldens:
         return Check(name, "warning", f"{said}: nothing to compare with", "refdiff enroll --product P FOLDER")
@@ -249,9 +276,15 @@ def _digest(path: Path) -> str:
 
 
 def _arithmetic(model: ModelSettings) -> Check:
+    from propcache.api import cached_property
+
     from refdiff.model.difference.compiled import uses_openvino
     from refdiff.model.number_format import measured
 
+    # propcache falls back on functools, whose property has one lock for all objects until Python 3.12
+    if cached_property.__module__ == "functools" and sys.version_info < (3, 12):
+        said = "propcache is here without its compiled part, so threads wait for each other"
+        return Check("arithmetic", "warning", said, "install a wheel of propcache, and unset PROPCACHE_NO_EXTENSIONS")
     engine = "OpenVINO" if uses_openvino(model) else "torch"
     if model.number_format != "auto":
         return Check("arithmetic", "ok", f"{model.number_format} (REFDIFF_NUMBER_FORMAT), {engine}")
@@ -301,7 +334,7 @@ def _calibrations(bank: Bank) -> Check:
     if isinstance(bank.contents, str):
         return Check("calibrations", "warning", "not checked, as the golden bank was not opened", "see the golden bank")
     if bank.stale:
-        return Check("calibrations", "warning", f"stale: {_some(bank.stale)}: the next inspection measures them again",
+        return Check("calibrations", "warning", f"stale: {few(bank.stale, _SHOWN)}: the next inspection measures them again",
                      "refdiff calibrate --product P does it now")  # fmt: skip
     return Check("calibrations", "ok", f"{len(bank.calibrated)} products, none stale")
 
@@ -361,10 +394,6 @@ def _size(path: Path) -> int:
             with contextlib.suppress(OSError):  # another process made room
                 total += Path(folder, name).lstat().st_size
     return total
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _mb(size: int) -> str:

@@ -28,6 +28,7 @@ from refdiff.server.cli import (
     captures,
     defects,
     demo,
+    export,
     goldens,
     home,
     inspect,
@@ -79,6 +80,7 @@ home.register(app)
 prune.register(app)
 train.register(app)
 watch.register(app)
+export.register(app)
 model.register(app)
 serve.register(app)
 worker.register(app)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +69,18 @@ def conditions_of(given: list[str] | None) -> dict[str, float]:
         return parse_conditions(",".join(given or []))
     except InputError as e:
         raise typer.BadParameter(f"{e}.", param_hint="--condition") from e
+
+
+_PERIOD = re.compile(r"(\d{1,6})([hdw])")
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def period(text: str) -> timedelta:
+    """A length of time as people write it: 12h, 90d, 8w."""
+    found = _PERIOD.fullmatch(text.strip())
+    if not found:
+        raise typer.BadParameter(f"{clean(text)!r} is not a length of time; write 12h, 90d or 8w.")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Copy the report page to FILE.")]

@@ -11,6 +11,7 @@ import typer
 
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
+from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
@@ -151,8 +152,7 @@ def fit(
     defects = {"n": of, "shared": shared, "fitted": fitted, "replaced": replaced}
     emit(found | {"synthetic_defects": defects}, output.facts(rows))
     for why, ids in made.left_out.items():
-        some = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
-        output.say(f"not learned from: {len(ids)} confirmed defect(s), inspection {some}: {why}", "dim")
+        output.say(f"not learned from: {len(ids)} confirmed defect(s), inspection {few(ids)}: {why}", "dim")
 
 
 def _calibration_rows(found: dict[str, Any]) -> list[tuple[str, object]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -11,18 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refdiff.memory.kinds import Verdict
-from refdiff.model.errors import UnavailableError
+from refdiff.model.errors import InputError, UnavailableError, UnknownProductError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
-from refdiff.server.cli.options import Json, MaybeProduct, clean
+from refdiff.server.cli.options import Json, MaybeProduct, clean, period, shown_path
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
-    from refdiff.memory.settings import MemorySettings
+    from refdiff.memory.stores import Stores
     from refdiff.memory.upkeep.prune import GoldenPhotos, Pruned
-
-_AGE = re.compile(r"(\d{1,6})([hdw])")
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 def register(app: typer.Typer) -> None:
@@ -32,17 +28,10 @@ def register(app: typer.Typer) -> None:
     )(prune)
 
 
-def _age(text: str) -> timedelta:
-    found = _AGE.fullmatch(text.strip())
-    if not found:
-        raise typer.BadParameter(f"{clean(text)!r} is not an age; write 12h, 90d or 8w.")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def prune(
     older_than: Annotated[
         timedelta,
-        typer.Option(metavar="AGE", parser=_age, help="Inspections filed longer ago than this: 12h, 90d, 8w."),
+        typer.Option(metavar="AGE", parser=period, help="Inspections filed longer ago than this: 12h, 90d, 8w."),
     ],
     verdict: Annotated[
         Verdict | None,
@@ -72,9 +61,15 @@ def prune(
         raise typer.BadParameter("further back than dates go.", param_hint="--older-than") from e
     wanted = pruning.Filter(before.isoformat(), verdict, product and clean(product), open_too)
     with contextlib.ExitStack() as opened, output.progress("pruning") as moved:
+        if chosen.memory.database_url is None and not chosen.memory.home.exists():
+            raise InputError(f"{shown_path(chosen.memory.home)}: no such home folder; set REFDIFF_HOME")
         stores = opened.enter_context(open_stores())
         if wanted.product is not None:
             wanted = replace(wanted, product=stores.products.name_of(wanted.product))
+            if not stores.inspections.list(wanted.product, limit=1):
+                raise UnknownProductError(
+                    f"no inspection of product {wanted.product!r}; `refdiff inspections list` shows which there are"
+                )
         forget = lambda inspection_id: None  # noqa: E731
         if open_too and not dry_run:
             from refdiff.agent.checkpoints import open_checkpoints
@@ -82,25 +77,34 @@ def prune(
             url = chosen.agent.checkpoint_url or chosen.memory.database_url
             forget = opened.enter_context(open_checkpoints(chosen.memory.home, url)).remove
         found = pruning.prune(
-            stores, _goldens(chosen.memory), wanted, chosen.server.user, drawn=chosen.model.cache / "reports",
+            stores, _goldens(stores), wanted, chosen.server.user, drawn=chosen.model.cache / "reports",
             dry_run=dry_run, progress=moved, forget=forget,
         )  # fmt: skip
     emit({"dry_run": dry_run, "filter": asdict(wanted), "bytes": found.bytes} | asdict(found), *_lines(found, dry_run))
 
 
-def _goldens(memory: MemorySettings) -> GoldenPhotos:
+def _goldens(stores: Stores) -> GoldenPhotos:
     """Photos that the golden bank needs. Raises UnavailableError where that is not known: nothing is removed then."""
     from refdiff.memory.upkeep.prune import GoldenPhotos
 
+    memory = stores.settings
     if memory.qdrant_url is None:
-        return GoldenPhotos.of_file(memory.home / "goldens.sqlite")
-    from refdiff.server.cli.installation import look_at_bank
+        found = GoldenPhotos.of_file(memory.home / "goldens.sqlite")
+    else:
+        from refdiff.server.cli.installation import look_at_bank
 
-    bank = look_at_bank(memory).contents
-    if isinstance(bank, str):
-        raise UnavailableError(f"nothing is removed, as photos of golden samples cannot be told apart: {bank}")
-    ids = {name.partition(" ")[0].partition(":")[0] for name in bank.damaged}
-    return GoldenPhotos({g.sha256 for g in bank.goldens}, {g.golden_id for g in bank.goldens} | ids)
+        bank = look_at_bank(memory).contents
+        if isinstance(bank, str):
+            raise UnavailableError(f"nothing is removed, as photos of golden samples cannot be told apart: {bank}")
+        ids = {name.partition(" ")[0].partition(":")[0] for name in bank.damaged}
+        found = GoldenPhotos({g.sha256 for g in bank.goldens}, {g.golden_id for g in bank.goldens} | ids)
+    if not (found.sha256 or found.golden_ids) and stores.inspections.list(limit=1):
+        where = shown_path(memory.home / "goldens.sqlite") if memory.qdrant_url is None else "the Qdrant server"
+        raise UnavailableError(
+            f"nothing is removed: {where} has no golden samples, though parts were inspected, so their photos cannot be "
+            "told apart; set QDRANT_URL and REFDIFF_HOME as they were then, or restore a backup"
+        )
+    return found
 
 
 def _lines(found: Pruned, dry_run: bool) -> list[str]:

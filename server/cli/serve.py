@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,14 +12,21 @@ import typer
 from refdiff.memory.kinds import OPERATOR_FILE, Role
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
-from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute
+from refdiff.server.cli.options import AlphaRate, Json, References, clean, minute, period
 from refdiff.server.cli.output import emit
 from refdiff.server.sockets import check_open_to, listen
 
 if TYPE_CHECKING:  # FastAPI loads only once the port is free
+    from refdiff.memory.records.api_keys import ApiKey
     from refdiff.server.web.sign_in import OperatorSignIn
 
-keys = typer.Typer(help="Add, list or revoke API keys of the HTTP server.", no_args_is_help=True)
+Expires = Annotated[
+    timedelta | None,
+    typer.Option(
+        metavar="TIME", parser=period, help="How long the key is valid: 12h, 90d, 8w. Default: until revoked."
+    ),
+]
+keys = typer.Typer(help="Add, list, rotate or revoke API keys of the HTTP server.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -83,23 +91,52 @@ def add_key(
     role: Annotated[
         Role, typer.Option(help="viewer reads; inspector also inspects and decides; admin may do everything.")
     ],
+    expires: Expires = None,
     _json: Json = False,
 ) -> None:
     """Create an API key. It is shown once; only a digest is stored."""
     with open_stores() as stores:
-        key, text = stores.keys.add(clean(name), role, settings().server.user)
+        key, text = stores.keys.add(clean(name), role, settings().server.user, expires)
     emit(asdict(key) | {"key": text}, text)
-    output.note(f"{key.key_id} ({output.printable(key.name)}, {key.role}): the key is shown only once; store it safely")
+    output.note(_about(key))
+
+
+@keys.command(epilog="Example: refdiff keys rotate 'line 3' --keep 7d")
+def rotate(
+    which: Annotated[str, typer.Argument(metavar="KEY", help="Key id, like k-1a2b3c4d, or the name of a valid key.")],
+    keep: Annotated[
+        timedelta, typer.Option(metavar="TIME", parser=period, help="How long the old key stays valid: 0h, 7d, 2w.")
+    ] = "7d",  # type: ignore[assignment]
+    expires: Expires = None,
+    _json: Json = False,
+) -> None:
+    """Create a new key with the name and role of another one, which stays valid while its users change over.
+
+    Without --expires, the new one is valid as long as the old one was to be. The new key is shown once.
+    """
+    with open_stores() as stores:
+        key, text, old = stores.keys.rotate(clean(which), settings().server.user, keep, expires)
+    emit(asdict(key) | {"key": text, "replaces": asdict(old)}, text)
+    output.note(_about(key))
+    output.note(f"{old.key_id}, which it replaces, is valid until {minute(old.expires_at)} UTC")
+
+
+def _about(key: ApiKey) -> str:
+    until = f", until {minute(key.expires_at)} UTC" if key.expires_at else ""
+    return (
+        f"{key.key_id} ({output.printable(key.name)}, {key.role}{until}): the key is shown only once; store it safely"
+    )
 
 
 @keys.command("list", epilog="Example: refdiff keys list --json")
 def list_keys(_json: Json = False) -> None:
-    """List all API keys, including revoked ones."""
+    """List all API keys, including revoked and expired ones."""
     with open_stores() as stores:
         found = stores.keys.list()
-    shown = output.table("Key", "Name", "Role", "Created", "By", "Revoked")
+    shown = output.table("Key", "Name", "Role", "Created", "By", "Expires", "Revoked")
     for key in found:
-        cells = (key.key_id, key.name, key.role, minute(key.created_at), key.created_by, minute(key.revoked_at))
+        times = (minute(key.expires_at), minute(key.revoked_at))
+        cells = (key.key_id, key.name, key.role, minute(key.created_at), key.created_by, *times)
         shown.add_row(*map(output.printable, cells))
     hint = "no API keys; create one: refdiff keys add NAME --role inspector"
     emit({"keys": [asdict(k) for k in found]}, shown if found else hint)

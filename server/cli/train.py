@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from refdiff.model.errors import InputError
+from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import settings
 from refdiff.server.cli.options import Json, shown_path
@@ -137,7 +138,7 @@ def pairs(
 def _note(left_out: Mapping[str, Sequence[str]]) -> None:
     """Tell which photos are not used: why -> names."""
     for why, names in left_out.items():
-        output.note(f"left out: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {why}")
+        output.note(f"left out: {len(names)} ({few(names)}): {why}")
 
 
 @train.command(epilog="Example: refdiff train record --research research-data --data my-parts --out runs/recordings")

@@ -109,8 +109,9 @@ def watch(
     from refdiff.agent.inspector import Inspector
     from refdiff.memory.journals.watch import WatchJournal
     from refdiff.memory.locks import hold_lock
-    from refdiff.server.watch.folder import NamePattern, WatchedFolder
+    from refdiff.server.watch.folder import WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
+    from refdiff.server.watch.names import NamePattern
     from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
     from refdiff.server.watch.webhook import Webhook
     from refdiff.tools.kinds.readers import reader_of

@@ -18,6 +18,7 @@ from refdiff.server.cli.invocation import current, settings
 from refdiff.server.cli.options import AlphaRate, Json, References
 from refdiff.server.cli.output import emit
 from refdiff.server.signals import stopping
+from refdiff.server.sockets import listen
 
 _LOOK_S = 0.2
 _FIRST_S, _LONGEST_S = 1.0, 60.0  # between a crash and the next start, doubled each time
@@ -33,6 +34,11 @@ def worker(
     drain_s: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds that a running inspection has to end after SIGTERM.")
     ] = 25.0,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Answer /healthz, /readyz and /metrics on this port; 0 picks a free one."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address for --port; what it answers needs no key.")] = "127.0.0.1",
     references: References = None,
     alpha: AlphaRate = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -44,25 +50,36 @@ def worker(
     REFDIFF_HOME, on several; `refdiff serve --no-inspections` accepts what they inspect. What a worker that died had begun
     is taken over by another one after REFDIFF_LEASE_S seconds, and filed exactly once.
 
-    With --workers N, a process that crashes is started again. The first signal lets running inspections end; what
-    has not ended then goes back to the queue.
+    With --port, process managers and Prometheus can ask how it does. With --workers N, a process that crashes is
+    started again. The first signal lets running inspections end; what has not ended then goes back to the queue.
     """
     current().runs_long = True
     chosen = settings(references=references, alpha=alpha)
     if workers > 1:
+        if port is not None:
+            raise typer.BadParameter(
+                "each process needs a port of its own: start them one by one.", param_hint="--port"
+            )
         _supervise(workers, drain_s)
         return
-    from refdiff.agent.service import InspectionService
-
     done = threading.Event()
     if supervised:
         threading.Thread(target=_until_orphaned, args=(done,), daemon=True).start()
-    with stopping(done.set) as interrupted:
+    with contextlib.ExitStack() as opened:
+        listener = None if port is None else opened.enter_context(contextlib.closing(listen(host, port)))
+        from refdiff.agent.service import InspectionService  # takes a while to import
+
+        interrupted = opened.enter_context(stopping(done.set))
         service = InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent, role="worker")
+        document, probed = {"worker": service.worker, "home": str(chosen.memory.home)}, ""
         try:
+            if listener is not None:
+                from refdiff.server.web.probes import probes
+
+                document["address"] = opened.enter_context(probes(service, host, listener))  # also while it drains
+                probed = f" (health: {document['address']}/healthz)"
             service.fit_by_itself()
-            document = {"worker": service.worker, "home": str(chosen.memory.home)}
-            emit(document, f"worker {service.worker} takes inspections; Ctrl-C stops")
+            emit(document, f"worker {service.worker} takes inspections{probed}; Ctrl-C stops")
             while not done.wait(1.0) and service.alive:
                 pass
         finally:

@@ -27,7 +27,7 @@ from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.report.summary import review_page
 from refdiff.agent.service import Inspection, InspectionService
 from refdiff.memory.kinds import Verdict
-from refdiff.memory.records.captures import normalise_part_id
+from refdiff.memory.rows.captures import normalise_part_id
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import decode_image, media_type
 from refdiff.server.base64_images import from_base64

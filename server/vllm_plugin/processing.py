@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from refdiff.model.difference.encoder import resize_to
+from refdiff.model.difference.features import resize_to
 from refdiff.model.language.configuration import DIFFERENCE_TOKENS, IMAGE_TOKENS, MAX_PAIRS, RefDiffConfig
 from refdiff.model.language.tokens import IMAGE_TOKEN
 

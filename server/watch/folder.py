@@ -12,14 +12,9 @@ import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import regex
-
-from refdiff.memory.journals.watch import FileIdentity
-from refdiff.memory.records.captures import normalise_part_id
-from refdiff.memory.records.products import check_product_name
+from refdiff.memory.rows.watched import FileIdentity
 from refdiff.model.errors import InputError
 from refdiff.model.files import storage_error
 from refdiff.model.images import image_suffixes, is_image
@@ -29,50 +24,8 @@ SETTLE_S = 0.5  # a file that did not change for this long is complete
 PATIENCE_S = 5.0  # how long an unreadable photo may still become complete
 GROWING_S = 60.0  # the same of a file that was seen growing: its writer pauses
 TAKE_BACK_S = 3600.0  # how long a file in quarantine may still become complete
-MATCH_S = (
-    1.0  # how long the pattern may take for one name: names come from outside, and a pattern can backtrack for hours
-)
 FOLDERS, UNFINISHED = "sub-folders", "unfinished"  # kinds of what is left alone
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "~")
-
-
-@dataclass(frozen=True)
-class NamePattern:
-    """Reads part (and product) from a file name without suffix."""
-
-    expression: regex.Pattern[str]  # this library, because its search can be given a time limit
-    product: str | None
-
-    @classmethod
-    def parse(cls, pattern: str, product: str | None) -> NamePattern:
-        """Raises InputError: invalid regular expression, no group `part`, or no source for the product."""
-        try:
-            expression = regex.compile(pattern)
-        except regex.error as e:
-            raise InputError(f"--pattern {pattern!r}: invalid regular expression ({e})") from e
-        if "part" not in expression.groupindex:
-            raise InputError(f"--pattern {pattern!r}: needs a group named part, like (?P<part>\\d+)")
-        if product is None and "product" not in expression.groupindex:
-            raise InputError("the product is unknown; give --product, or a group named product in --pattern")
-        return cls(expression, None if product is None else check_product_name(product))
-
-    def read(self, name: str) -> tuple[str, str]:
-        """(part id, product) of a file. Raises InputError if the name does not match, or not within `MATCH_S`."""
-        stem = os.fsencode(Path(name).stem).decode("utf-8", "replace")
-        try:
-            match = self.expression.fullmatch(stem, timeout=MATCH_S)
-        except TimeoutError as e:
-            raise InputError(
-                f"the pattern {self.expression.pattern} took more than {MATCH_S:g} s for this name; "
-                "write it without repeats inside repeats"
-            ) from e
-        if match is None or not match["part"]:
-            raise InputError(f"the name does not match the pattern {self.expression.pattern}")
-        named = match.groupdict().get("product")
-        product = named or self.product
-        if product is None:
-            raise InputError(f"the name contains no product (pattern {self.expression.pattern})")
-        return normalise_part_id(match["part"]), check_product_name(product)
 
 
 class WatchedFolder:

@@ -19,14 +19,18 @@ from typing import Any, Literal
 
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
-from refdiff.agent.request import Judge, new_inspection_id, prepare
+from refdiff.agent.request import Judge, prepare
+from refdiff.memory.artefacts import new_inspection_id
 from refdiff.memory.journals.backoff import Backoff
-from refdiff.memory.journals.watch import FileIdentity, WatchedPhoto, WatchJournal
+from refdiff.memory.journals.watch import WatchedPhoto, WatchJournal
+from refdiff.memory.rows.watched import FileIdentity
 from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.files import outage
-from refdiff.server.watch.folder import FOLDERS, TAKE_BACK_S, UNFINISHED, NamePattern, WatchedFolder
+from refdiff.model.wording import few
+from refdiff.server.watch.folder import FOLDERS, TAKE_BACK_S, UNFINISHED, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.names import NamePattern
 from refdiff.server.watch.webhook import Webhook
 
 log = logging.getLogger(__name__)
@@ -329,7 +333,7 @@ class FolderWatcher:
 
 
 def _left_alone(kind: str, names: list[str]) -> str:
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    some = few(names)
     if kind == FOLDERS:
         return f"{len(names)} sub-folders are not watched ({some}); to inspect the photos in them too: --recursive"
     if kind.startswith(".") or kind == "without suffix":

@@ -73,7 +73,7 @@ class Access:
             return Caller(self.user, "admin", None)
         if key is not None:
             self.count_wrong(client)
-            raise _unauthenticated("this API key is unknown or revoked")
+            raise _unauthenticated("this API key is unknown, revoked or expired")
         if (
             local
             and self.sign_in

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server."""
+"""Prometheus metrics of one process, a server or a worker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from refdiff.agent.service import InspectionService
+from refdiff.memory.timestamps import seconds_between, utc_now
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -49,7 +50,12 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         status = self._service.status()
-        yield GaugeMetricFamily("refdiff_inspections_open", "Inspections that wait or run", value=status.waiting)
+        yield GaugeMetricFamily(
+            "refdiff_inspections_open", "Inspections that wait or run, in all processes", value=status.waiting
+        )
+        yield GaugeMetricFamily(
+            "refdiff_workers", "Processes that take inspections", value=len(self._service.jobs.workers())
+        )
         yield GaugeMetricFamily("refdiff_inspections_limit", "Inspections that may wait", value=status.queue_limit)
         yield GaugeMetricFamily(
             "refdiff_inspection_seconds", "Duration of an inspection, moving average", value=status.seconds_each
@@ -71,7 +77,17 @@ class _ServiceCollector(Collector):
             "Free space below which no new photo is accepted",
             value=self._service.stores.settings.min_free_bytes,
         )
-        ended = CounterMetricFamily("refdiff_inspections", "Inspections that ended since the start", labels=["state"])
+        expiring = GaugeMetricFamily(
+            "refdiff_key_expires_seconds", "Until an API key expires, of keys that are valid and do", labels=["key"]
+        )
+        now = utc_now()
+        for key in self._service.stores.keys.list():
+            if key.expires_at is not None and key.valid(now):
+                expiring.add_metric([key.key_id], seconds_between(now, key.expires_at))
+        yield expiring
+        ended = CounterMetricFamily(
+            "refdiff_inspections", "Inspections that this process ended since its start", labels=["state"]
+        )
         for state, n in self._service.finished.items():
             ended.add_metric([state], n)
         yield ended

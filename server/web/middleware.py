@@ -89,6 +89,7 @@ _PHOTO_ROUTES = (
     _Photos("/v1/inspections", "inspector"),
     _Photos("/v1/captures", "inspector"),
     _Photos("/v1/lines/", "inspector"),
+    _Photos("/v1/devices/", "inspector"),
     _Photos("/v1/goldens", "admin", many=True),
     _Photos("/v1/chat/completions", "inspector", kind="", many=True),  # a conversation repeats its photos
 )

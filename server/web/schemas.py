@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from refdiff.agent.filing import ARTEFACTS
+from refdiff.agent.report.artefacts import ARTEFACTS
 from refdiff.agent.report.schema import Artefacts, DefectReport
 from refdiff.agent.service import Inspection
 from refdiff.memory.golden_bank.golden import Golden

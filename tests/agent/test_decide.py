@@ -395,3 +395,34 @@ def test_limit_in_kelvin_fits_nothing_that_was_not_measured_in_kelvin() -> None:
     spec = parse_spec({"limits": [{"max_delta_k": 4, "severity": "minor"}]})
     rated = rate_finding(spec, type="scratch", length_mm=None, width_mm=None, length_px=9, area_px=60, zones=[])
     assert not rated.within
+
+
+@pytest.mark.parametrize(("hottest", "within"), [(70.0, True), (90.0, False)])
+def test_limit_of_the_temperature_reads_the_hottest_of_a_cold_spot_too(hottest: float, within: bool) -> None:
+    spec = parse_spec({"limits": [{"max_temperature_c": 80, "severity": "minor"}]})
+    rated = rate_finding(
+        spec, type="cold_spot", length_mm=None, width_mm=None, length_px=9, area_px=60, zones=[],
+        quantities={"delta_k": -6.0, "extreme_c": 40.0, "hottest_c": hottest},
+    )  # fmt: skip
+    assert rated.within == within
+
+
+@pytest.mark.parametrize(
+    ("deviation", "volume", "within", "unscaled"),
+    [
+        (0.2, 5.0, True, False),
+        (-0.2, 5.0, True, False),
+        (-0.4, 5.0, False, False),
+        (0.2, 50.0, False, False),
+        (0.2, None, False, True),
+    ],
+)
+def test_limits_in_mm_hold_either_way_and_a_volume_needs_a_scale(
+    deviation: float, volume: float | None, within: bool, unscaled: bool
+) -> None:
+    spec = parse_spec({"limits": [{"max_deviation_mm": 0.3, "max_volume_mm3": 20, "severity": "minor"}]})
+    quantities = {"deviation_mm": deviation} | ({} if volume is None else {"volume_mm3": volume})
+    rated = rate_finding(
+        spec, type="low_spot", length_mm=None, width_mm=None, length_px=9, area_px=60, zones=[], quantities=quantities
+    )
+    assert (rated.within, rated.missing_scale) == (within, unscaled)

@@ -95,6 +95,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(mvtec: Path, tmp_path
     notes = "\n".join(results.notes)
     assert "1 of 8 good training images cannot be enrolled" in notes
     assert "2 of 10 test images cannot be read and are left out" in notes
+    assert "1 of 5 images with masks have one that cannot be used and are left out of the pixel figures" in notes
     assert "003_mask.png" in notes
     for name in damaged[1:]:
         assert name in notes

@@ -22,8 +22,8 @@ from scorers import peer_cells, peer_map
 
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.comparing import network_input
 from refdiff.model.difference.patch_distance import anomaly_map
-from refdiff.model.difference.scorer import network_input
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render

@@ -38,9 +38,10 @@ from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.comparing import SCORED_PART, fuse, network_input
+from refdiff.model.difference.features import Features
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
-from refdiff.model.difference.scorer import SCORED_PART, DifferenceScorer, fuse, load_difference, network_input
+from refdiff.model.difference.scorer import DifferenceScorer, load_difference
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
@@ -151,7 +152,7 @@ class _ToolSession:
         rows = self.peers_of(image, features, hits[0].golden.golden_id, without)
         started = time.perf_counter()
         own = anomaly_map(seen.maps, views)
-        reached = reached_cells(views, tuple(own.shape))  # type: ignore[arg-type]
+        reached = torch.from_numpy(reached_cells(views, tuple(own.shape)))  # type: ignore[arg-type]
         own = own * reached
         free = _ms(started)
         rows[OURS] = _Row(own.numpy(), grid, 8, image_score(own, reached), free)

@@ -29,8 +29,9 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import Pose, random_pose, render
-from refdiff.server.watch.folder import NamePattern, WatchedFolder
+from refdiff.server.watch.folder import WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.names import NamePattern
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import current_calibration

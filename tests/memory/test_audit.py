@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import event
 
 from refdiff.memory import audit_store
 from refdiff.memory.audit_chain import GENESIS, AuditRecord, canonical, last_given, linked
@@ -134,6 +135,22 @@ def test_filing_during_a_verification_is_no_tampering(filled: Stores, monkeypatc
     monkeypatch.setattr(audit_store._StoreCheck, "run", run)
     checked = filled.audit.verify_store()
     assert (checked.problem, checked.records) == (None, 6)
+
+
+def test_verification_asks_the_database_no_more_often_for_more_records(filled: Stores) -> None:
+    def statements() -> int:
+        asked: list[str] = []
+        engine = filled.db._engine.snapshots
+        event.listen(engine, "before_cursor_execute", note := lambda *call: asked.append(call[2]))
+        assert filled.audit.verify_store().problems == []
+        event.remove(engine, "before_cursor_execute", note)
+        return len(asked)
+
+    before = statements()
+    for i in range(10, 20):
+        filled.inspections.file(f"i{i}", "p", "board", "REVIEW", "2026-01-01", {"verdict": "REVIEW"}, difference=b"map")
+        filled.dispositions.add(f"i{i}", "accept", "bob", "seen")
+    assert statements() == before
 
 
 def test_changed_photo_is_reported_when_photos_are_verified(filled: Stores) -> None:

@@ -126,6 +126,17 @@ def test_specification_that_was_put_back_shows_both_changes(stores: Stores) -> N
     assert first.facts["change"] == "the same again"
 
 
+def test_changes_are_found_by_how_their_subject_begins(stores: Stores, keys: KeyStore) -> None:
+    for product in ("board", "board 2", "Board3", "a_b", "axb"):
+        stores.products.set_spec(product, LENIENT, 0.5, "ana")
+    keys.add('"subject":"board', "viewer", "ana")
+    for about, found in (("board", ["board", "board 2"]), ("B", ["Board3"]), ("a_", ["a_b"]), ("oard", []), ('"', [])):
+        assert [r.facts["subject"] for r in stores.audit.changes(subject=about)] == found, about
+    assert [r.facts["subject"] for r in stores.audit.changes("product", "board", limit=1)] == ["board 2"]
+    tamper(stores, "UPDATE audit SET facts = 'no JSON' WHERE facts LIKE '%Board3%'")
+    assert len(stores.audit.changes(subject="board")) == 2, "others are not read"
+
+
 def test_settings_are_recorded_only_when_they_differ(stores: Stores) -> None:
     for alpha in (0.01, 0.01, 0.05, 0.05, 0.01):
         record_settings(stores.db, {"alpha": alpha}, "ana")

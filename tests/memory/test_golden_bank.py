@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.memory.golden_bank.bank import GoldenBank, max_sim
+from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import IN_USE
+from refdiff.memory.golden_bank.similarity import max_sim
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import BankBusyError, InputError, RefDiffError, UnavailableError, UnknownRecordError
 

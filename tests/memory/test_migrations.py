@@ -341,3 +341,38 @@ def test_database_of_a_newer_version_or_a_lost_one_is_refused(tmp_path: Path, po
         server.execute("CREATE SCHEMA public")
     with pytest.raises(StorageError, match=r"missing or empty.*it has images"):
         Stores.open(settings)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ("CREATE TABLE alembic_version (version_num VARCHAR(32)); INSERT INTO alembic_version VALUES ('ae1027a6acf')",
+         "another program: its alembic_version says 'ae1027a6acf'"),
+        ("CREATE TABLE alembic_version (version_num VARCHAR(32)); INSERT INTO alembic_version VALUES ('zz')", "says 'zz'"),
+        ("CREATE TABLE alembic_version (version_num VARCHAR(32))", "another program: it has a table alembic_version"),
+        ("CREATE TABLE products (id INTEGER)", "another program: it has a table products"),
+    ],
+)  # fmt: skip
+def test_database_of_another_program_is_refused_and_stays_as_it_was(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, made: str, words: str
+) -> None:
+    url = request.getfixturevalue("postgres") if kind == "postgres" else None
+    settings = MemorySettings(home=tmp_path / "home", database_url=url, qdrant_url=None)
+    if url is None:
+        settings.home.mkdir()
+        with contextlib.closing(sqlite3.connect(settings.home / MAIN)) as conn:
+            conn.executescript(made)
+    else:
+        import psycopg
+
+        with psycopg.connect(url) as server:
+            server.execute(made)
+    with pytest.raises(StorageError, match=words):
+        Stores.open(settings)
+    if url is None:
+        with contextlib.closing(sqlite3.connect(settings.home / MAIN)) as conn:
+            assert conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (1,)
+    else:
+        with psycopg.connect(url) as server:
+            assert server.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (1,)

@@ -17,7 +17,8 @@ import pytest
 from refdiff.memory.audit_chain import REMOVED
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.changes import PRUNE
-from refdiff.memory.golden_bank.golden import make_golden_id
+from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.records.defect_names import Sight
 from refdiff.memory.schema import NEWEST
 from refdiff.memory.settings import MemorySettings
@@ -26,7 +27,7 @@ from refdiff.memory.upkeep.doctor import BankContents, examine
 from refdiff.memory.upkeep.prune import Filter, GoldenPhotos, Pruned, prune
 from refdiff.model.errors import InputError, RemovedError, StorageError
 
-from .conftest import OpenBank, make_golden, make_vectors, tamper
+from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors, tamper
 
 EVERY_DATABASE = True
 NO_GOLDENS = GoldenPhotos(set(), set())
@@ -223,6 +224,16 @@ def test_photos_that_others_need_stay(stores: Stores) -> None:
     assert pruned(stores, GoldenPhotos({golden}, set())).inspections == 1
     assert not {named, picture} & held(stores)
     intact(stores)
+
+
+def test_photo_of_a_golden_that_the_audit_trail_knows_stays_whatever_bank_was_read(stores: Stores) -> None:
+    golden, other = file_inspection(stores, "golden"), file_inspection(stores, "other")
+    with GoldenBank.open(stores.settings, "test", GLOBAL_DIM, PATCH_DIM, chain=stores.db) as bank:
+        bank.add(Golden(make_golden_id("board", golden), "board", golden), *make_vectors(1))
+    age_photos(stores)
+    assert pruned(stores, dry_run=True).photos == 3  # two pictures that were shown, and one photo
+    pruned(stores)
+    assert {golden, other} & held(stores) == {golden}
 
 
 def test_photo_in_use_stays_until_the_next_time(stores: Stores) -> None:

@@ -170,9 +170,24 @@ def test_readers_do_not_wait_for_a_writer_of_the_same_process(stores: Stores) ->
 
 
 def test_many_readers_share_few_connections(stores: Stores) -> None:
-    with ThreadPoolExecutor(40) as pool:
-        assert {p.result() for p in [pool.submit(stores.products.get, "x") for _ in range(200)]} == {None}
-    assert stores.db._engine.reader.pool.checkedin() <= READERS  # type: ignore[attr-defined]
+    all_read, counted = threading.Barrier(READERS), threading.Lock()
+    now, most = 0, 0
+
+    def read() -> None:
+        nonlocal now, most
+        with stores.db.connection():
+            with counted:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.1)  # one too many would read meanwhile
+            all_read.wait(10)
+            with counted:
+                now -= 1
+
+    with ThreadPoolExecutor(2 * READERS) as pool:
+        reading = [pool.submit(read) for _ in range(2 * READERS)]
+    assert [r.result() for r in reading] == [None] * len(reading), "so many read at once, and the others after them"
+    assert most == READERS
 
 
 def test_commit_needs_no_reader_and_stands_whatever_follows_it(

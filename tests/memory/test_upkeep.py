@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from refdiff.memory.schema import MAIN
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.backup import MANIFEST, back_up, restore, restore_to_server
-from refdiff.memory.upkeep.doctor import BankContents, Examination, examine
+from refdiff.memory.upkeep.doctor import BankContents, Examination, _Doctor, examine
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import scratch_folder
 
@@ -330,6 +331,34 @@ def test_backup_refuses_what_would_destroy_or_mislead(home: Path, tmp_path: Path
         back_up(tmp_path / "there", tmp_path / "b.tar")
 
 
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.TGZ", "b.zip"])
+def test_backup_by_the_name_of_an_archive_that_is_not_written_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"ends in \.tar, or a folder"):
+        back_up(home, tmp_path / "to" / name)
+    assert not (tmp_path / "to").exists()
+    back_up(home, tmp_path / "B.TAR")
+    assert tarfile.is_tarfile(tmp_path / "B.TAR")
+
+
+def test_backup_tells_of_photos_that_are_not_there(home: Path, tmp_path: Path) -> None:
+    assert back_up(home, tmp_path / "whole").missing == []
+    lost = sha256_of(b"photo of i2")
+    (home / "images" / lost[:2] / lost).unlink()
+    assert back_up(home, tmp_path / "without").missing == [lost]
+
+
+def test_backup_beside_a_prune_names_the_file_that_went(home: Path, tmp_path: Path) -> None:
+    photo = sha256_of(b"photo of i2")
+    path = home / "images" / photo[:2] / photo
+
+    def prune(step: str, done: int, of: int) -> None:
+        path.unlink(missing_ok=True)
+
+    with pytest.raises(StorageError, match=rf"{photo}: removed meanwhile .*back up again"):
+        back_up(home, tmp_path / "b.tar", prune)
+    assert not (tmp_path / "b.tar").exists()
+
+
 def test_backup_of_a_damaged_database_is_refused_and_leaves_nothing(home: Path, target: Path) -> None:
     (home / "lines" / "0.sqlite").write_bytes(b"garbage" * 1000)
     with pytest.raises(StorageError, match=r"0\.sqlite: the file is damaged"):
@@ -401,9 +430,19 @@ def test_cut_off_or_foreign_file_is_no_backup(home: Path, tmp_path: Path) -> Non
     data = backup.read_bytes()
     for cut in (b"", b"no tar file" * 100, data[: len(data) // 2], data[:-20_000]):
         backup.write_bytes(cut)
-        with pytest.raises((InputError, StorageError)):
+        with pytest.raises(InputError, match=r"use another backup|cut off"):
             restore(backup, tmp_path / "again")
         assert list((tmp_path / "again").iterdir()) == []
+    backup.write_bytes(gzip.compress(data))
+    with pytest.raises(InputError, match="unpack it first"):
+        restore(backup, tmp_path / "again")
+
+
+def test_restore_into_a_file_is_refused(home: Path, tmp_path: Path) -> None:
+    back_up(home, tmp_path / "b")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="a file; restore into a new folder"):
+        restore(tmp_path / "b", tmp_path / "file")
 
 
 def test_restore_refuses_a_home_that_is_not_empty_and_finishes_one_that_was_killed(home: Path, tmp_path: Path) -> None:
@@ -491,6 +530,24 @@ def test_doctor_names_what_is_missing_and_damaged(home: Path, settings: MemorySe
     assert ("missing", missing) in found
     assert ("damaged", [f"photo {captures['part-i2']} of part part-i2 ({photos['i2']})"]) in found
     assert len(found) == 4
+
+
+def test_doctor_takes_nothing_for_lost_that_a_server_wrote_or_removed_meanwhile(
+    home: Path, settings: MemorySettings
+) -> None:
+    passing, photo = home / "images" / ".tmp-0123", sha256_of(b"photo of i2")
+    passing.write_bytes(b"half a photo")
+
+    def prune(step: str, done: int, of: int) -> None:
+        if step == "reading records":
+            shutil.rmtree(home / "inspections" / "i2", ignore_errors=True)
+            (home / "images" / photo[:2] / photo).unlink(missing_ok=True)
+
+    doctor = _Doctor(settings, BankContents([], []), False, prune, True)
+    passing.unlink()
+    with Stores.open(settings) as stores:
+        file_inspection(stores, "i3")
+    assert kinds(doctor.examine()) == []
 
 
 def test_doctor_misses_no_files_of_an_inspection_whose_pictures_are_drawn_when_asked_for(

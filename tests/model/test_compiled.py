@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from refdiff.model.difference import compiled as module
+from refdiff.model.difference.comparing import NetworkInput, network_input
 from refdiff.model.difference.compiled import Compiled, uses_openvino
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.feature_maps import FeatureMaps
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, _Plain, network_input, read_network
+from refdiff.model.difference.scorer import DifferenceScorer, PlainNetwork, read_network
 from refdiff.model.errors import InputError
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
@@ -88,8 +89,8 @@ def test_converted_network_is_kept_by_its_weights(tmp_path: Path, monkeypatch: p
 
     assert torch.equal(first(2.0), 2 * x)
     converted: list[nn.Module] = []
-    convert = module._converted
-    monkeypatch.setattr(module, "_converted", lambda net, example: converted.append(net) or convert(net, example))
+    convert = module.converted
+    monkeypatch.setattr(module, "converted", lambda net, example: converted.append(net) or convert(net, example))
     assert torch.equal(first(2.0), 2 * x)
     assert not converted, "read from the cache"
     assert torch.equal(first(3.0), 3 * x)
@@ -106,9 +107,9 @@ def test_converted_network_is_kept_by_its_weights(tmp_path: Path, monkeypatch: p
 def test_threads_that_need_a_network_at_once_convert_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, net = ModelSettings(cache=tmp_path, threads=1), read_network()[0]
     converted: list[nn.Module] = []
-    convert = module._converted
-    monkeypatch.setattr(module, "_converted", lambda net, example: converted.append(net) or convert(net, example))
-    plain = _Plain(net)
+    convert = module.converted
+    monkeypatch.setattr(module, "converted", lambda net, example: converted.append(net) or convert(net, example))
+    plain = PlainNetwork(net)
     with ThreadPoolExecutor(2) as threads:
         compiled = list(threads.map(lambda _: Compiled(plain, plain.example(), settings), range(2)))
     (ours, _), (theirs, _) = (c(*plain.example()) for c in compiled)
@@ -148,7 +149,7 @@ def test_openvino_that_does_not_work_leaves_the_networks_to_torch(
     def broken() -> None:
         raise ImportError("libopenvino.so: cannot open shared object file")
 
-    monkeypatch.setattr(module, "_openvino", broken)
+    monkeypatch.setattr(module, "load_openvino", broken)
     image = render("label", 1, 0, size=(96, 96)).image
     by("torch")
     expected = Encoder(ModelSettings(working_px=96)).embed(image)

@@ -11,13 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES
+from refdiff.model.difference.comparing import NetworkInput, network_input, pixel_input
 from refdiff.model.difference.matching import STRIDES, Matched, ReferenceView
-from refdiff.model.difference.network import (
-    DifferenceConfig,
-    DifferenceNetwork,
-    pixel_input,
-)
-from refdiff.model.difference.scorer import DifferenceScorer, NetworkInput, load_difference, network_input
+from refdiff.model.difference.network import DifferenceConfig, DifferenceNetwork
+from refdiff.model.difference.scorer import DifferenceScorer, load_difference
 from refdiff.model.errors import StorageError
 from refdiff.model.number_format import autocast
 from refdiff.model.weights_file import write_weights

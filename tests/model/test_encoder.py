@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from refdiff.model.difference import encoder as module
-from refdiff.model.difference.encoder import CHANNELS, Encoder, load_efficientnet_lite0, resize_to, work_size
+from refdiff.model.difference import features as features_module
+from refdiff.model.difference.encoder import CHANNELS, Encoder, load_efficientnet_lite0
+from refdiff.model.difference.features import resize_to, work_size
 from refdiff.model.errors import ImageError, StorageError
 from refdiff.model.images import RgbImage
 from refdiff.model.settings import ModelSettings
@@ -93,7 +95,7 @@ def test_encoder_fingerprint_changes_with_settings_and_version(
 ) -> None:
     assert Encoder(SETTINGS).fingerprint == encoder.fingerprint
     assert Encoder(ModelSettings(working_px=192)).fingerprint != encoder.fingerprint
-    monkeypatch.setattr(module, "FEATURE_VERSION", "next")
+    monkeypatch.setattr(features_module, "FEATURE_VERSION", "next")
     assert Encoder(SETTINGS).fingerprint != encoder.fingerprint
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from refdiff.model import number_format as module
+from refdiff.model.difference.comparing import network_input
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.scorer import load_difference, network_input
+from refdiff.model.difference.scorer import load_difference
 from refdiff.model.number_format import FORMATS, autocast, number_format
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render

@@ -102,3 +102,28 @@ def test_empty_folder_settings_are_unset(value: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("REFDIFF_CACHE", value)
     assert (MemorySettings().home, ModelSettings().cache) == usual
     assert tmp_path not in (usual[0], usual[1])
+
+
+def test_doctor_names_keys_that_expire_soon_until_they_are_rotated(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line() -> tuple[str, str]:
+        checks = said(capsys, "doctor")[1]["checks"]
+        (found,) = (c for c in checks if c["name"] == "API keys")
+        return found["status"], found["says"]
+
+    assert said(capsys, "keys", "add", "ana", "--role", "viewer", "--expires", "90d")[0] == 0
+    assert line() == ("ok", "1 valid")
+    _, key = said(capsys, "keys", "add", "line 3", "--role", "inspector", "--expires", "10d")
+    status, says = line()
+    assert status == "warning"
+    assert f"line 3 ({key['key_id']}" in says
+    assert "ana" not in says
+    code, new = said(capsys, "keys", "rotate", "line 3", "--keep", "2d", "--expires", "8w")
+    assert (code, new["replaces"]["key_id"]) == (0, key["key_id"])
+    assert new["replaces"]["expires_at"] < key["expires_at"] < new["expires_at"]
+    assert line() == ("ok", "3 valid")
+    listed = {k["key_id"]: k["expires_at"] for k in said(capsys, "keys", "list")[1]["keys"]}
+    assert listed[key["key_id"]] == new["replaces"]["expires_at"]
+    assert said(capsys, "keys", "add", "x", "--role", "viewer", "--expires", "soon")[0] == 64
+    assert said(capsys, "keys", "rotate", "ana")[0] == 0

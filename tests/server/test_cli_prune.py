@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,8 +27,8 @@ from refdiff.server.cli import main
 from .conftest import said
 
 NAMES = [
-    "home folder", "cache", "database", "audit trail", "clock", "golden bank", "weights", "arithmetic", "language model",
-    "calibrations",
+    "home folder", "cache", "database", "audit trail", "clock", "API keys", "golden bank", "weights", "arithmetic",
+    "language model", "calibrations",
 ]  # fmt: skip
 
 
@@ -115,7 +117,24 @@ def test_nothing_is_removed_while_the_photos_of_goldens_are_unknown(
     monkeypatch.delenv("QDRANT_URL")
     (ready / "home" / "goldens.sqlite").write_bytes(b"garbage" * 1000)
     assert said(capsys, "prune", "--older-than", "0d")[0] == 69
+    (ready / "home" / "goldens.sqlite").unlink()  # as with a Qdrant server that is not named any more
+    code, document = said(capsys, "prune", "--older-than", "0d")
+    assert (code, document["error"]["type"]) == (69, "UnavailableError")
+    assert "has no golden samples" in document["error"]["message"]
     assert said(capsys, "inspections", "list")[1]["inspections"][0]["removed_at"] is None
+
+
+def test_product_without_inspections_and_home_that_is_not_there_are_refused(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(capsys, "inspect", "--part", "1", "--product", "board", "--image", "good.png")
+    code, document = said(capsys, "prune", "--older-than", "0d", "--product", "bord", "--dry-run")
+    assert (code, document["error"]["type"]) == (65, "UnknownProductError")
+    assert said(capsys, "prune", "--older-than", "0d", "--product", "BOARD", "--dry-run")[1]["inspections"] == 1
+    monkeypatch.setenv("REFDIFF_HOME", str(ready / "hone"))
+    code, document = said(capsys, "prune", "--older-than", "0d")
+    assert (code, document["error"]["type"]) == (65, "InputError")
+    assert not (ready / "hone").exists()
 
 
 # ---- doctor ----
@@ -246,6 +265,15 @@ def test_endpoint_is_asked_with_its_key_which_is_not_shown(
     code, checks, document = examined(capsys)
     assert (code, checks["language model"]["status"]) == (0, "warning")
     assert "hunter" not in json.dumps(document)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="functools.cached_property has no lock any more")
+def test_lock_of_all_objects_is_a_warning(ready: Path) -> None:
+    program = "import sys; from refdiff.server.cli.main import main; sys.argv[1:] = ['doctor', '--json']; main()"
+    slow = os.environ | {"PROPCACHE_NO_EXTENSIONS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=slow, capture_output=True, check=True)
+    [found] = [c for c in json.loads(done.stdout)["checks"] if c["name"] == "arithmetic"]
+    assert (found["status"], "compiled part" in found["says"]) == ("warning", True)
 
 
 def test_photo_that_is_damaged_is_found_by_reading_all(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.model.errors import InputError
-from refdiff.server.cli import demo, demo_thermal, main
+from refdiff.server.cli import demo, demo_cloud, demo_thermal, main
 from refdiff.server.settings import load_settings
 
 
@@ -85,6 +85,23 @@ def test_thermal_demo_files_reports_in_kelvin(
         assert "this shift is removed from all differences" in page
     scores = {p["part_id"]: p["image_score"] for p in document["parts"]}
     assert scores["4417"] > 10 > scores["4413"], "in kelvin: 18 K against none"
+
+
+def test_cloud_demo_files_reports_in_mm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
+    monkeypatch.setattr(demo_cloud, "GOLDENS", 3)
+    monkeypatch.setattr(demo_cloud, "_POINTS", 8000)
+    monkeypatch.setenv("REFDIFF_WORKING_PX", "96")
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    assert main.run(["demo", "--cloud", "--out", str(tmp_path / "out"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["goldens"] == {"bracket": 3}
+    truths = {p["part_id"]: p["truth"] for p in document["parts"]}
+    scores = {p["part_id"]: p["image_score"] for p in document["parts"]}
+    good = max(score for part, score in scores.items() if truths[part] == "good")
+    assert all(score > good for part, score in scores.items() if truths[part].startswith(("hole", "missing")))
 
 
 def test_demo_refuses_a_folder_with_other_files(tmp_path: Path) -> None:

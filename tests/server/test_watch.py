@@ -28,9 +28,11 @@ from refdiff.model.images import RgbImage
 from refdiff.server.cli import invocation, main
 from refdiff.server.cli import watch as cli_watch
 from refdiff.server.watch import folder as folder_module
+from refdiff.server.watch import names as names_module
 from refdiff.server.watch import watcher as line_module
-from refdiff.server.watch.folder import GROWING_S, NamePattern, WatchedFolder
+from refdiff.server.watch.folder import GROWING_S, WatchedFolder
 from refdiff.server.watch.jsonl import JsonLinesFile
+from refdiff.server.watch.names import NamePattern
 from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
 from refdiff.server.watch.webhook import Webhook, sign, signing_key
 from refdiff.tools.golden_samples.photos import Upload
@@ -182,7 +184,7 @@ def test_sub_folder_removed_while_watching_is_made_again(tmp_path: Path) -> None
     "pattern", [r"(?P<part>(?:\w+\d*)+)-x", r"(?P<part>(a|aa)+)b", r"(?P<part>(?:a*)*(?:a*)*c)", r"(?P<part>(.*,)*.*;)"]
 )
 def test_pattern_that_backtracks_is_given_up_after_its_time(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "MATCH_S", 0.05)
+    monkeypatch.setattr(names_module, "MATCH_S", 0.05)
     names = NamePattern.parse(pattern, "board")
     for name in ("a" * 200, "a," * 100):
         began = time.perf_counter()

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import select
 
@@ -63,10 +64,17 @@ class Worker:
             if line == "}\n":
                 return
 
+    def _told(self, what: str) -> str:
+        self._reads.join(WAIT_S)
+        return str(json.loads("".join(self._said))[what])
+
     @property
     def name(self) -> str:
-        self._reads.join(WAIT_S)
-        return str(json.loads("".join(self._said))["worker"])
+        return self._told("worker")
+
+    @property
+    def address(self) -> str:
+        return self._told("address")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -302,3 +310,26 @@ def test_supervisor_starts_a_crashed_worker_anew_and_ends_with_one_that_fails(mo
     assert place.process
     place.process.wait(30)
     assert _look_after(place, 1.0, 1) == 69
+
+
+def test_worker_answers_probes_and_tells_the_queue(ready: Path) -> None:
+    with InspectionService.open(role="server") as service:
+        for i in range(2):
+            service.submit(part_id=str(i), product="board", photo=Upload("p", good_photo(80 + i)), by="ann")
+        with workers(1, "--port", "0") as (worker,):
+            with httpx2.Client(base_url=worker.address) as client:
+                assert client.get("/healthz").json()["status"] == "ok"
+                assert client.get("/readyz").json() == {"status": "ready", "problems": []}
+                until(lambda: "refdiff_inspections_open 0.0" in client.get("/metrics").text)
+                figures = client.get("/metrics").text
+                assert "refdiff_workers 1.0" in figures
+                assert 'refdiff_inspections_total{state="done"} 2.0' in figures
+                assert service.readiness().problems == ()
+            assert worker.end() == 0
+        assert "no worker takes inspections" in service.readiness().problems[0]
+        assert service.readiness(workers=False).problems == ()
+
+
+def test_workers_of_one_supervisor_cannot_share_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["worker", "--workers", "2", "--port", "8001"]) == 64
+    assert "port of its own" in capsys.readouterr().err

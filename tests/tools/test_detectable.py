@@ -211,4 +211,4 @@ def test_mark_changes_nothing_beyond_the_end_of_a_photo_that_is_compared_in_tile
                 [picture] = [
                     p for p in tiles if p.image.shape == image.shape and (p.image == image).all(2).mean() > 0.9
                 ]
-                assert (picture.image == image).all(2)[~picture.covered.numpy()].all()
+                assert (picture.image == image).all(2)[~picture.covered].all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import ImageError
 from refdiff.model.files import make_room
 from refdiff.tools.caches import feature_cache
@@ -36,7 +36,7 @@ def encode() -> Encoding:
 
 
 def features_in(root: Path, most_bytes: int = 1 << 30) -> FeatureCache:
-    return FeatureCache(root, "", most_bytes)
+    return FeatureCache(root, "", most_bytes, torch.from_numpy)
 
 
 def assert_same(a: Features, b: Features) -> None:
@@ -89,7 +89,7 @@ def test_files_used_longest_ago_make_room(tmp_path: Path, encode: Encoding) -> N
     features_in(tmp_path).get("0", encode, True)
     one = (tmp_path / "0.safetensors").stat().st_size
     old = tmp_path / "encoder of an earlier version"
-    FeatureCache(tmp_path, old.name, 1 << 30).get("x", encode, True)
+    FeatureCache(tmp_path, old.name, 1 << 30, torch.from_numpy).get("x", encode, True)
     for n, path in enumerate([old / "x.safetensors", tmp_path / "0.safetensors"]):
         os.utime(path, (n, n))
     for n, name in enumerate(names[1:], start=2):

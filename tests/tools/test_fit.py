@@ -15,8 +15,9 @@ import torch
 
 from refdiff.memory.records.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
+from refdiff.model.difference.comparing import FittedScorer
 from refdiff.model.difference.network import DifferenceNetwork
-from refdiff.model.difference.scorer import DifferenceScorer, FittedScorer, pack_networks, read_network
+from refdiff.model.difference.scorer import DifferenceScorer, pack_networks, read_network
 from refdiff.model.errors import BusyError, DamagedError, InputError, StorageError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings

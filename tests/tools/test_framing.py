@@ -14,8 +14,9 @@ import pytest
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.difference.encoder import Encoder, resize_to, work_size
+from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.feature_maps import FeatureMaps
+from refdiff.model.difference.features import resize_to, work_size
 from refdiff.model.errors import DamagedError
 from refdiff.model.images import RgbImage, decode_image, encode_png
 from refdiff.model.settings import ModelSettings
@@ -354,7 +355,7 @@ def test_golden_sample_goes_on_beyond_its_end_like_the_photo(workspace: Workspac
     drawn = GoldenOnGrid(workspace, golden, align(scene("a", 0).image, scene("a", 1).image), grid).on(grid.tiles[0])
     shown = workspace.image(place.anchor_sha256, place.product, "golden sample")
     anchor = resize_to(shown, size)
-    beyond = cv2.erode((~drawn.picture.covered.numpy()).astype(np.uint8), np.ones((5, 5))) > 0
+    beyond = cv2.erode((~drawn.picture.covered).astype(np.uint8), np.ones((5, 5))) > 0
     assert beyond.mean() > 0.05
     details = [cv2.Laplacian(image, cv2.CV_32F)[beyond].ravel() for image in (drawn.picture.image, anchor)]
     assert np.corrcoef(*details)[0, 1] > 0.9
@@ -378,7 +379,7 @@ def test_what_completes_a_golden_sample_answers_for_no_defect_inside_it(workspac
             if not reference.alignment.ok or shown.all():
                 continue
             alike = FeatureMaps.of(seen.maps).descriptors @ FeatureMaps.of(view.maps).descriptors.T
-            inside = cv2.erode(view.valid.numpy().astype(np.uint8), np.ones((5, 5)), borderValue=1).ravel() > 0
+            inside = cv2.erode(view.valid.astype(np.uint8), np.ones((5, 5)), borderValue=1).ravel() > 0
             missed.append((alike.amax(1) - alike[:, shown].amax(1)).numpy()[inside])
             cells += int(inside.sum())
     assert cells > 2000

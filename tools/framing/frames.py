@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import STATUSES, Golden
-from refdiff.memory.records.frames import GoldenPlace
+from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.kinds.readers import reader_of
+from refdiff.tools.kinds.reading import PlacingReader
 from refdiff.tools.vision.refinement import refined
 from refdiff.tools.vision.registration import Alignment, Matrix, carried
 from refdiff.tools.workspace import Workspace
@@ -76,7 +78,8 @@ def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> Gold
             found = workspace.registration(image, golden.sha256, frame.anchor_sha256, golden.product)
             if _fits(found, (image.shape[0], image.shape[1])):
                 other = workspace.image(frame.anchor_sha256, golden.product, "golden sample")
-                back = np.linalg.inv(refined(image, other, found.matrix))
+                flat = not isinstance(reader_of(workspace.kind(golden.product)), PlacingReader)
+                back = np.linalg.inv(refined(image, other, found.matrix) if flat else found.matrix)
                 return GoldenPlace(
                     golden_id=golden.golden_id,
                     product=golden.product,

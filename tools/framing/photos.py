@@ -11,12 +11,12 @@ from functools import cache, partial
 import cv2
 import numpy as np
 from propcache.api import cached_property
-from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.memory.records.frames import GoldenPlace
-from refdiff.model.difference.encoder import Features, resize_to, work_size
+from refdiff.memory.rows.frames import GoldenPlace
+from refdiff.model.arrays import Array
 from refdiff.model.difference.feature_maps import GRID_STRIDE
+from refdiff.model.difference.features import Features, resize_to, work_size
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.tools.caches.feature_cache import Picture, rounded
@@ -54,7 +54,7 @@ class Seen:
     """An image on a tile of a grid, as the network sees it."""
 
     tile: Tile
-    maps: dict[int, Tensor]  # stride -> (C, H / stride, W / stride)
+    maps: dict[int, Array]  # stride -> (C, H / stride, W / stride)
     picture: Picture
 
 
@@ -142,13 +142,32 @@ def frame_grid(
 
     working_px: of its long side; default: that of retrieval.
     """
-    place, least = place_of(workspace, golden), workspace.model_settings.working_px
-    size = work_size(place.anchor_size, working_px or least)
-    tiles = grid_tiles(place.anchor_size, working_px or least, least)
+    place = place_of(workspace, golden)
+    size, tiles = frame_tiles(workspace, place, working_px)
     matrix = scaling(place.anchor_size, size) @ matrix_of(place) @ np.linalg.inv(on_photo.matrix)
     matrix = np.round(matrix / matrix[2, 2], 9)  # the same whichever golden of the frame it was carried over from
     still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)
     return Grid(size, matrix, place, still, tiles)
+
+
+def frame_tiles(
+    workspace: Workspace, place: GoldenPlace, working_px: int | None = None
+) -> tuple[tuple[int, int], list[Tile]]:
+    """(H, W) work px of the grid of a golden's frame, and its tiles. working_px: as for `frame_grid`."""
+    least = workspace.model_settings.working_px
+    px = working_px or least
+    return work_size(place.anchor_size, px), grid_tiles(place.anchor_size, px, least)
+
+
+def golden_tiles(workspace: Workspace, golden: Golden, working_px: int | None = None) -> Iterator[Seen]:
+    """A golden on the tiles of its own frame, as every photo that is registered there is compared with it."""
+    place = place_of(workspace, golden)
+    size, tiles = frame_tiles(workspace, place, working_px)
+    grid = Grid(size, scaling(place.anchor_size, size), place, False, tiles)
+    back = np.asarray(np.linalg.inv(matrix_of(place)), np.float64)
+    on_itself = registered("identity", back, 0.0, 1.0, 1.0, place.size)
+    there = GoldenOnGrid(workspace, golden, on_itself, grid)
+    return (there.on(tile) for tile in tiles)
 
 
 def own_grid(query: RgbImage, features: Features) -> Grid:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.difference.encoder import work_size
+from refdiff.model.difference.features import work_size
 
 T = TypeVar("T", bound=np.generic)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Adoption
-from refdiff.memory.records.captures import Capture
+from refdiff.memory.rows.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.outliers import flag_outliers

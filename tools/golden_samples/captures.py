@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.records.products import check_scale
+from refdiff.memory.rows.captures import Capture, normalise_part_id
+from refdiff.memory.rows.products import check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.photos import Upload, read_photo, storable
@@ -27,8 +27,8 @@ def record_capture(
 ) -> Capture:
     """Keep the photo of one part as its newest capture.
 
-    scale_mm_per_px: None if unknown. conditions: stated with it, where the product's kind has any. read: told the sha256 of
-    the kept photo, how it was read, and what.
+    scale_mm_per_px: None if unknown, or as the file says. conditions: stated with it, where the product's kind has any.
+    read: told the sha256 of the kept photo, how it was read, and what.
     Raises InputError (part, product, scale, conditions), ImageError (a photo that cannot be inspected), StorageError.
     """
     part_id, product = normalise_part_id(part_id), stores.products.name_of(product)
@@ -40,4 +40,4 @@ def record_capture(
     reading = read_arriving(data, name=name, how=how, settings=settings)  # only what can be inspected is kept
     sha256 = stores.images.put(data)
     read(sha256, how, reading)
-    return stores.captures.add(part_id, product, sha256, scale, name)
+    return stores.captures.add(part_id, product, sha256, scale or reading.mm_per_px, name)

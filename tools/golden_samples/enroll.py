@@ -15,7 +15,8 @@ from pathlib import Path
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.products import check_kind, check_scale
+from refdiff.memory.records.products import check_kind
+from refdiff.memory.rows.products import check_scale
 from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent
@@ -84,9 +85,9 @@ def enroll(
                     result.already_there.append(Refusal(path, _present(known)))
                     known_ids.append(known.golden_id)
                     continue
-                picture = _read_golden(workspace, product, data, path.name, enrolled_by, files_are).picture
+                reading = _read_golden(workspace, product, data, path.name, enrolled_by, files_are)
                 thumbnails = thumbnails or ThumbnailIndex(workspace, product)
-                thumbnail = grey_thumbnail(picture, THUMBNAIL_PX)
+                thumbnail = grey_thumbnail(reading.picture, THUMBNAIL_PX)
                 twin = thumbnails.twin(thumbnail)
                 if twin is not None:
                     result.notes.append(twin_note(path, twin, group))
@@ -99,7 +100,7 @@ def enroll(
                     product,
                     sha256,
                     filename=storable(path.name),
-                    scale_mm_per_px=scale,
+                    scale_mm_per_px=scale or reading.mm_per_px,
                     part_group=group or (twin.group if twin else None),
                     station=station,
                     enrolled_by=enrolled_by,

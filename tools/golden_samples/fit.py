@@ -20,27 +20,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.records.networks import FitAttempt, LearnedDefect, ProductNetworks
-from refdiff.model.difference.encoder import Features
+from refdiff.memory.records.networks import FitAttempt
+from refdiff.memory.rows.networks import LearnedDefect, ProductNetworks
+from refdiff.model.difference.comparing import MAP_STRIDE, SCORED_PART, Comparing, FittedScorer, fuse
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
+from refdiff.model.difference.features import Features
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
-from refdiff.model.difference.scorer import (
-    MAP_STRIDE,
-    PACKAGED,
-    SCORED_PART,
-    Comparing,
-    DifferenceScorer,
-    FittedScorer,
-    fuse,
-    pack_networks,
-    read_network,
-    unpack_networks,
-)
+from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, pack_networks, read_network, unpack_networks
 from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageError, UnavailableError
 from refdiff.model.files import make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
@@ -322,11 +312,10 @@ class _Fit:
 
     def _scores(self, sample: _Sample, picture: RgbImage, networks: Sequence[Comparing]) -> Iterator[float]:
         maps, pixels = _maps(self.workspace, picture), Picture.of(picture).pixels
-        distance = anomaly_map(maps, sample.example.references).numpy()
+        distance = np.asarray(anomaly_map(maps, sample.example.references))
         for network in networks:
-            logits = network.compare(pixels, maps, sample.example.references).logits.numpy()
-            cells = torch.from_numpy(fuse(distance, logits, network.power))
-            yield image_score(cells, torch.from_numpy(sample.keep), SCORED_PART)
+            logits = np.asarray(network.compare(pixels, maps, sample.example.references).logits)
+            yield image_score(fuse(distance, logits, network.power), sample.keep, SCORED_PART)
 
     def _samples(self, half: Sequence[Golden], most: int) -> list[_Sample]:
         """At most so many golden samples or tiles of them, evenly, beside their nearest neighbours of other parts of the
@@ -355,7 +344,7 @@ class _Fit:
             scored = OnPhoto(query.shape, sized.grid).onto(ignore) <= 0.5
             for seen in sized.tiles:
                 here, tile = [v.view(seen) for v in views], seen.tile
-                reached = reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.uint8)
+                reached = np.asarray(reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)), np.uint8)
                 size = (tile.w // MAP_STRIDE, tile.h // MAP_STRIDE)
                 keep = cv2.resize(reached, size, interpolation=cv2.INTER_NEAREST) > 0
                 keep &= tile.of(scored, MAP_STRIDE)

@@ -13,6 +13,7 @@ from refdiff.model.errors import ImageError
 from refdiff.model.files import SHORTAGES, outage
 from refdiff.model.images import check_bytes, may_be_image
 from refdiff.model.settings import ModelSettings
+from refdiff.model.wording import few
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def left_out(others: Sequence[Path]) -> str:
     """Files that are no images, counted and named for people, with the way out."""
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counted = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-    few = ", ".join(storable(path.name) for path in others[:3]) + (", ..." if len(others) > 3 else "")
+    some = few(storable(path.name) for path in others)
     files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-    return f"{files} not in an image format that can be read ({counted}: {few}); save photos as PNG or JPEG"
+    return f"{files} not in an image format that can be read ({counted}: {some}); save photos as PNG or JPEG"
 
 
 def _walk(

@@ -27,9 +27,9 @@ from torch import Tensor
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.defect_types import DIFFERENCE_TYPES, RENDERED_TYPES, STRUCTURAL_TYPES
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.comparing import MAP_STRIDE, reference_picture
+from refdiff.model.difference.features import Features
 from refdiff.model.difference.matching import match
-from refdiff.model.difference.scorer import MAP_STRIDE, reference_picture
 from refdiff.model.errors import ImageError
 from refdiff.model.files import remove_leftovers
 from refdiff.model.images import RgbImage, decode_image, encode_png
@@ -288,9 +288,10 @@ def _at_size(
         if planes and not cells.any() and rng.random() > _EMPTY_TILES:
             continue
         defective = photo.masks is None or bool(cells.any())
-        reference, covered = reference_picture(seen.picture.pixels, here)
+        picture = torch.from_numpy(seen.picture.pixels)
+        reference, covered = reference_picture(picture, here)
         rows.append(
-            network_row(match(seen.maps, here), seen.picture.pixels, reference, covered)
+            network_row(match(seen.maps, here), picture, reference, covered)
             | {
                 "mask": torch.from_numpy(cells.astype(np.uint8)),
                 "types": torch.from_numpy(kinds),

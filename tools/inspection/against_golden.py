@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.rows.calibrations import Calibration
 from refdiff.model.defect_types import WRONG_FILL_LEVEL
 from refdiff.model.images import Box, RgbImage
 from refdiff.tools.inspection.component_names import names_of

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.memory.records.calibrations import Calibration, Component
+from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.model.difference import patch_distance
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
@@ -331,7 +331,10 @@ def with_pose(query: RgbImage, comparison: Comparison, calibration: Calibration 
 def _is_mirrored(query: RgbImage, comparison: Comparison) -> bool:
     """Whether a photo registers to its nearest golden sample clearly better when it is mirrored, than as it is to that one
     and to the others."""
-    golden = comparison.nearest.workspace.golden_image(comparison.nearest.golden)
+    nearest = comparison.nearest
+    if not method_of(nearest.workspace, nearest.golden.product).flat:
+        return False
+    golden = nearest.workspace.golden_image(nearest.golden)
     flipped = align(np.ascontiguousarray(query[:, ::-1]), golden)
     as_it_is = max(align(query, golden).ncc, *(a.ncc for a in comparison.alignments))
     return flipped.ok and 1 - flipped.ncc < _CLEARLY_BETTER * (1 - as_it_is)

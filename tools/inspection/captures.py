@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from refdiff.memory.records.captures import Capture, normalise_part_id
-from refdiff.memory.stores import Stores
+from typing import TYPE_CHECKING
+
+from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.model.errors import InputError
+
+if TYPE_CHECKING:
+    from refdiff.memory.stores import Stores
 
 
 def find_part(stores: Stores, part_id: str, product: str | None = None, capture_id: str | None = None) -> Capture:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.clock import Clock
@@ -66,9 +66,10 @@ def compare_with(
     with clock.stage("align"):
         ignore, placed = ignored(workspace, query, query_key, product)
     asked = Asked(workspace, query, query_key, features, product, hits, clock, unseen, ignore)
-    references, difference = method_of(workspace, product).compare(asked)
+    method = method_of(workspace, product)
+    references, difference = method.compare(asked)
     known = workspace.stores.products.get(product)
-    deep = known is not None and known.intensity_window is not None
+    deep = method.exposed and known is not None and known.intensity_window is not None
     problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
     registered = [r.alignment for r in references]
     return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)

@@ -6,16 +6,17 @@ Names decide nothing: counts, scores and verdicts are the same without them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.records.calibrations import Component, packed_rows, unpacked_rows
-from refdiff.memory.records.defect_names import check_given_name, plain_name
-from refdiff.memory.records.products import Product
-from refdiff.memory.stores import Stores
+from refdiff.memory.rows.calibrations import Component, packed_rows, unpacked_rows
+from refdiff.memory.rows.products import Product
 from refdiff.model.errors import InputError, UnknownRecordError
+
+if TYPE_CHECKING:
+    from refdiff.memory.stores import Stores
 
 # cosine of looks. Of rendered clips and screws, calibrated from other photos of them, those of one kind had .88 to 1, head
 # and shaft of a screw .60 to .71, and those of two kinds .49 to .79
@@ -63,6 +64,8 @@ def name_component(stores: Stores, product: str, component: str, name: str | Non
     component: its number (1, 2, ...) or its name; a name is taken away also if no component is recognised by it. Both are
     normalised here, for every way in. Raises InputError, UnknownRecordError.
     """
+    from refdiff.memory.records.defect_names import check_given_name, plain_name
+
     known = stores.products.get(product)
     if known is None:
         raise UnknownRecordError(f"no product {product!r}")

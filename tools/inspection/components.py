@@ -15,12 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
-from refdiff.memory.records.calibrations import Component
-from refdiff.model.difference.encoder import Features
+from refdiff.memory.rows.calibrations import Component
+from refdiff.model.difference.features import Features
 from refdiff.model.images import Box
 
 VERSION = "1"  # part of every calibration key: raise when counts change
@@ -79,7 +76,7 @@ class Learned:
 
 def look_of(features: Features) -> Look:
     """What components are told apart by."""
-    cells = features.maps[STRIDE].numpy().transpose(1, 2, 0)
+    cells = np.asarray(features.maps[STRIDE]).transpose(1, 2, 0)
     return np.asarray(cells / np.maximum(np.linalg.norm(cells, axis=2, keepdims=True), 1e-12), np.float32)
 
 
@@ -160,6 +157,11 @@ def _sample(looks: Sequence[Look]) -> Look:
 
 def _candidates(looks: Sequence[Look], ignored: Sequence[Mask | None], cells: Look, k: int) -> Iterator[_Candidate]:
     """Clusters of cells, and what they merge to, that most golden samples show in one number and away from the edge."""
+    # only calibration learns; what counts needs none of them
+    from scipy.cluster.hierarchy import linkage
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
     # sums of several threads differ in their last bits, and with them what is a component
     with threadpool_limits(1):
         made = KMeans(k, n_init=2, random_state=0, max_iter=50).fit(cells)

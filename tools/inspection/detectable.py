@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.memory.records.calibrations import Calibration, MarksFound
-from refdiff.model.difference.encoder import Encoder
+from refdiff.memory.rows.calibrations import Calibration, MarksFound
+from refdiff.model.difference.comparing import MAP_STRIDE, Comparing
 from refdiff.model.difference.feature_maps import GRID_STRIDE
-from refdiff.model.difference.scorer import MAP_STRIDE, Comparing
+from refdiff.model.difference.features import Encoding
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
@@ -129,7 +129,7 @@ class _SizedSample:
         reached, tiles = Blend(grid.size, GRID_STRIDE), []
         for seen in sized.tiles:
             here, at = [v.view(seen) for v in views], _at(seen.tile)
-            picture[at], covered[at] = seen.picture.image, seen.picture.covered.numpy()
+            picture[at], covered[at] = seen.picture.image, seen.picture.covered
             reached.add("reached", seen.tile, reach(seen.tile, here))
             tiles.append((seen.tile, seen.picture, compared(seen, here, network)[0]))
         return cls(grid, views, picture, covered, tiles, reached.mean("reached"))
@@ -140,7 +140,7 @@ class _SizedSample:
         before, after = (cv2.resize(p, size, interpolation=cv2.INTER_AREA).astype(np.int16) for p in (finer, spoiled))
         return np.clip(self.picture + (after - before), 0, 255).astype(np.uint8)
 
-    def cells_of(self, spoiled: RgbImage, encoder: Encoder, network: Comparing) -> NDArray[np.float32]:
+    def cells_of(self, spoiled: RgbImage, encoder: Encoding, network: Comparing) -> NDArray[np.float32]:
         """(h, w) cells of the sample with what was drawn on it.
 
         Only tiles that show some of that are compared again; each is completed in its own way where the photo ends.
@@ -152,7 +152,7 @@ class _SizedSample:
             if changed.any():
                 picture = np.where(changed[..., None], spoiled[at], shown.image)
                 maps = encoder.embed(picture, (tile.h, tile.w)).maps
-                seen = Seen(tile, maps, Picture.of(picture, shown.covered.numpy()))
+                seen = Seen(tile, maps, Picture.of(picture, shown.covered))
                 cells = compared(seen, [v.view(seen) for v in self.views], network)[0]
             blend.add("cells", tile, cells)
         return blend.mean("cells")

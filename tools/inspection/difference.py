@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
-from refdiff.model.difference.encoder import Features, work_size
+from refdiff.model.cloud.difference import CloudDifference
+from refdiff.model.difference.comparing import MAP_STRIDE, SCORED_PART, Comparing, fuse
 from refdiff.model.difference.feature_maps import GRID_STRIDE
+from refdiff.model.difference.features import Features, work_size
 from refdiff.model.difference.matching import ReferenceView
 from refdiff.model.difference.patch_distance import anomaly_map as patch_distance
 from refdiff.model.difference.patch_distance import image_score, reached_cells
-from refdiff.model.difference.scorer import MAP_STRIDE, SCORED_PART, Comparing, fuse
+from refdiff.model.height.difference import HeightDifference
 from refdiff.model.images import RgbImage
 from refdiff.model.thermal.difference import HeatDifference
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
@@ -48,11 +49,19 @@ class Difference:
     level: float  # lower quartile of the cells that count: how much even what fits best differs
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
     heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
+    height: HeightDifference | None = None  # of a height map: the same
+    scan: CloudDifference | None = None  # of a point cloud: the same
 
     @property
     def offset(self) -> float:
         """What was added to the measured values of the nearest reference; 0 for kinds that have none."""
         return self.heat.shift_k if self.heat is not None and self.heat.removed else 0.0
+
+    @property
+    def fit(self) -> tuple[float, float, float, float]:
+        """Of height maps, what was added to the heights of the nearest reference (a plane: mm at px (0, 0), mm a px to the
+        right, down), and what they were multiplied by before."""
+        return (0.0, 0.0, 0.0, 1.0) if self.height is None else (*self.height.plane, self.height.factor)
 
     def cell_of(self, size: tuple[int, ...]) -> float:
         """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""
@@ -133,22 +142,21 @@ class ReferenceViews:
         """The golden where a tile of the photo is."""
         if self._there is None:
             own = self._workspace.golden_features(self._golden)
-            anywhere = torch.ones(own.maps[GRID_STRIDE].shape[-2:], dtype=torch.bool)
+            anywhere = np.ones(own.maps.grid, bool)
             return ReferenceView(own.maps, anywhere, registered=False)
         there = self._there.on(seen.tile)
         photo, reaches = seen.picture.covered, there.picture.covered
         # where the photo ends there is as little to compare as where the golden does
         covered = reaches & photo
         cells = cv2.resize(
-            covered.numpy().astype(np.float32),
+            covered.astype(np.float32),
             (seen.tile.w // GRID_STRIDE, seen.tile.h // GRID_STRIDE),
             interpolation=cv2.INTER_AREA,
         )
         # what the golden does not show on this grid may lie beyond its edge
         beyond = bool((photo & ~reaches).any())
         own_maps = self._workspace.golden_features(self._golden).maps if beyond else there.maps
-        valid = torch.from_numpy(cells) > 0.5
-        return ReferenceView(there.maps, valid, True, there.picture.pixels, covered, own_maps)
+        return ReferenceView(there.maps, cells > 0.5, True, there.picture.pixels, covered, own_maps)
 
 
 def _cells(grid: Grid, stride: int) -> tuple[int, int]:
@@ -244,13 +252,13 @@ def compared(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A tile of the photo beside its references: cells (h, w) >= 0 at the stride of the map, and (T, h, w) types."""
     made = network.compare(seen.picture.pixels, seen.maps, here)
-    distance = patch_distance(seen.maps, here).numpy()
-    return fuse(distance, made.logits.numpy(), network.power), made.types.numpy()
+    distance = np.asarray(patch_distance(seen.maps, here))
+    return fuse(distance, np.asarray(made.logits), network.power), np.asarray(made.types)
 
 
 def reach(tile: Tile, here: Sequence[ReferenceView]) -> NDArray[np.float32]:
     """1 where some reference reaches, else 0: (h, w) of a tile at the stride of the grid."""
-    return reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)).numpy().astype(np.float32)
+    return np.asarray(reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)), np.float32)
 
 
 def scored_cells(reached: NDArray[np.float32], ignored: NDArray[np.bool_] | None, grid: Grid) -> NDArray[np.bool_]:
@@ -263,7 +271,7 @@ def grid_score(cells: NDArray[np.float32], keep: NDArray[np.bool_], grid: Grid) 
     """The image score of the cells of a grid."""
     # as many cells as of one tile: a defect does not score less because more is looked at
     part = SCORED_PART * min(1.0, (TILE_PX // MAP_STRIDE) ** 2 / max(1, int(keep.sum())))
-    return image_score(torch.from_numpy(cells), torch.from_numpy(keep), part if not grid.whole else SCORED_PART)
+    return image_score(cells, keep, part if not grid.whole else SCORED_PART)
 
 
 class OnPhoto:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
-from refdiff.model.difference.encoder import SIDES
+from refdiff.model.difference.features import SIDES
 from refdiff.model.errors import SpecError, UnknownRecordError
 from refdiff.tools.framing.frames import matrix_of, place_of
 from refdiff.tools.framing.tiles import grid_tiles
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
+from refdiff.tools.kinds.cloud import READ as READ_CLOUD
+from refdiff.tools.kinds.cloud import CloudRules
+from refdiff.tools.kinds.depth import READ, DepthRules
 from refdiff.tools.kinds.thermal import ThermalRules
 from refdiff.tools.vision.registration import angle_and_scale
 from refdiff.tools.workspace import Workspace
@@ -150,14 +153,25 @@ def check_kind_rules(workspace: Workspace, product: str, spec: ProductSpec) -> N
     before = parse_spec(known.spec, f"specification of {product}")
     if known.kind == "thermal" and _scale_of(before) != _scale_of(spec):
         raise SpecError(
-            f"specification of {product!r}: thermal: gain and offset_c cannot change any more: its golden samples were "
-            "enrolled with others; enrol them as a new product"
+            f"specification of {product!r}: thermal: gain and offset_c cannot change any more: "
+            "its golden samples were enrolled with others; enrol them as a new product"
+        )
+    if known.kind in ("depth", "cloud") and _read_as(before) != _read_as(spec):
+        raise SpecError(
+            f"specification of {product!r}: {known.kind}: {', '.join(_read_as(spec)[known.kind])} cannot change any more: "
+            "its golden samples were enrolled with others; enrol them as a new product"
         )
 
 
 def _scale_of(spec: ProductSpec) -> tuple[float | None, float]:
     rules = spec.thermal or ThermalRules()
     return rules.gain, rules.offset_c
+
+
+def _read_as(spec: ProductSpec) -> dict[str, dict[str, Any]]:
+    """What is stated of files, by kind."""
+    depth, cloud = spec.depth or DepthRules(), spec.cloud or CloudRules()
+    return {"depth": depth.model_dump(include=READ), "cloud": cloud.model_dump(include=READ_CLOUD)}
 
 
 def check_specification(workspace: Workspace, product: str, spec: ProductSpec) -> None:

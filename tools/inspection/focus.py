@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from refdiff.model.arrays import Array
 from refdiff.model.difference.matching import ReferenceView
 
 _LEAST_SHARPNESS = 0.5  # of a golden sample's: half as sharp is out of focus, not the spread of good photos
@@ -33,7 +33,7 @@ class Focus:
         # golden sample -> of its tiles, (n, 4): energy of the finest and of coarser structures, of photo and golden sample
         self._squares: dict[int, list[Plane]] = {}
 
-    def add(self, photo: Tensor, goldens: Sequence[ReferenceView], ignored: NDArray[np.bool_] | None = None) -> None:
+    def add(self, photo: Array, goldens: Sequence[ReferenceView], ignored: NDArray[np.bool_] | None = None) -> None:
         """photo: (3, H, W) uint8 on a tile. goldens: as they lie on it; of those that did not register nothing is learned.
 
         ignored: (h, w) of any resolution, what does not count.
@@ -43,7 +43,7 @@ class Focus:
             if golden.picture is None or golden.covered is None:
                 continue
             here = here or _structures(photo)
-            counts = _small(golden.covered.numpy().astype(np.float32)) > 0.99
+            counts = _small(np.asarray(golden.covered, np.float32)) > 0.99
             if ignored is not None:
                 counts &= cv2.resize(ignored.astype(np.float32), counts.shape[::-1], interpolation=cv2.INTER_AREA) <= 0
             planes = (*here, *_structures(golden.picture))
@@ -55,9 +55,9 @@ class Focus:
         return found[0] if found and all(found) else ""
 
 
-def _structures(picture: Tensor) -> list[Plane]:
+def _structures(picture: Array) -> list[Plane]:
     """Of every square: energy of the finest structures, and of those somewhat coarser."""
-    grey = cv2.cvtColor(picture.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(np.asarray(picture).transpose(1, 2, 0), cv2.COLOR_RGB2GRAY).astype(np.float32)
     smooth, smoother = (cv2.blur(grey, (side, side)) for side in (_FINE_PX, _COARSE_PX))
     return [_small((grey - smooth) ** 2), _small((smooth - smoother) ** 2)]
 

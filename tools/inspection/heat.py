@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, MeasuredType
 from refdiff.model.images import F32, Mask
 from refdiff.model.thermal.difference import Camera, HeatDifference, Spot, compare, measure_spot
 from refdiff.tools.inspection.difference import Difference, RegisteredGolden
+from refdiff.tools.inspection.on_query import on_query
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.kinds.reading import Quantity, Reading
 from refdiff.tools.kinds.thermal import ThermalRules
 from refdiff.tools.vision.measurement import Measurement, of_mask
 from refdiff.tools.vision.regions import Region
-from refdiff.tools.vision.registration import Matrix, coverage, warp
 
 _CELL_PX = 3.0  # as near as two spots can be told apart: what is tolerated, and smoothed, on either side
 _LEVEL_PART = 0.25
 _CORE = 0.5  # of a spot's height: what is measured of it
-_ECC = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-5)
-_FAR_PX = 3.0
-_HALF = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # from px whose centres are whole numbers to corners that are
 _RESIDUAL_PX = 0.5  # where the registration cannot say what it left
 
 
@@ -61,36 +57,6 @@ def _on_query(reference: RegisteredGolden) -> F32:
     return on_query(values, reference.alignment.matrix, reference.size)
 
 
-def on_query(values: F32, matrix: Matrix, size: tuple[int, int]) -> F32:
-    """Values on a photo's pixels, (H, W) of `size`, NaN where they end. matrix: their px -> photo px."""
-    there = np.asarray(warp(values, matrix, size), np.float32)
-    there[~coverage(matrix, values.shape, size)] = np.nan
-    return there
-
-
-def refined_heat(query: F32, golden: F32, matrix: Matrix) -> Matrix:
-    """`matrix`, golden px -> query px, corrected on the temperatures themselves. As it is where that fails or goes far.
-
-    Beside an edge of 10 K/px a tenth of a px is a whole kelvin, and pictures of 8 bits tell it less exactly.
-    """
-    lying = np.asarray(warp(np.nan_to_num(golden, nan=float(np.nanmedian(golden))), matrix, query.shape), np.float32)
-    inside = coverage(matrix, golden.shape, query.shape).astype(np.uint8) * 255
-    target = np.nan_to_num(query, nan=float(np.nanmedian(query)))
-    try:
-        _, found = cv2.findTransformECC(
-            target, lying, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _ECC, inside, 3
-        )
-    except cv2.error:  # too little to go by
-        return matrix
-    back = np.linalg.inv(np.vstack([found, [0, 0, 1.0]]))  # px whose centres are whole numbers
-    correction = _HALF @ back @ np.linalg.inv(_HALF)
-    h, w = query.shape
-    corners = np.array([[[0, 0], [w, 0], [0, h], [w, h]]], np.float64)
-    if float(np.abs(cv2.perspectiveTransform(corners, correction) - corners).max()) > _FAR_PX:
-        return matrix
-    return np.asarray(correction @ matrix, np.float64)
-
-
 def measure_heat(heat: HeatDifference, region: Region, scale: ResolvedScale) -> Measurement:
     """The px of a region in which the difference has at least half its height."""
     x0, y0, x1, y1 = region.box
@@ -124,6 +90,7 @@ def _quantities(spot: Spot) -> list[Quantity]:
         Quantity("mean_delta_k", "Mean ΔT of the spot", spot.mean_delta_k, "K"),
         Quantity("healthy_delta_k", own, spot.healthy_delta_k, "K"),
         Quantity("extreme_c", f"{end} temperature", spot.max_c, "°C", sure),
+        *([] if spot.hot else [Quantity("hottest_c", "Hottest temperature", spot.hottest_c, "°C", sure)]),
         Quantity("mean_c", "Mean temperature of the spot", spot.mean_c, "°C", sure),
     ]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
-from refdiff.memory.records.calibrations import Calibration
-from refdiff.memory.records.captures import Capture
-from refdiff.model.difference.encoder import Features
+from refdiff.memory.rows.calibrations import Calibration
+from refdiff.memory.rows.captures import Capture
+from refdiff.model.difference.features import Features
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden
@@ -146,7 +146,8 @@ def inspect_photo(
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
     # what no place shows is no matter of the strongest one, nor of how alike the photo is
     p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
-    if unlike := unlike_goldens(calibration, p if pose.mirrored else p_compared, hits[0].similarity, attained):
+    p_alone = p if pose.mirrored else p_compared
+    if method.exposed and (unlike := unlike_goldens(calibration, p_alone, hits[0].similarity, attained)):
         problems.append(unlike)
     remarks = method.remarks(comparison, capture.sha256)
     problems.extend(remarks.problems)
@@ -167,16 +168,18 @@ def inspect_photo(
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
         extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
         height, width = query.shape[:2]
+        described = method.describe(comparison, capture.sha256, measurement, scale)
+        place = described.place or place_name(extent.box, (height, width))
         regions.append(
             RegionResult(
                 region=replace(region, id=f"r{len(regions) + 1}"),
-                measurement=replace(measurement, place=place_name(extent.box, (height, width))),
+                measurement=replace(measurement, place=place),
                 extent=extent,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
                 zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
                 places=[name for name, mask in (critical | named).items() if touches(mask, region, query.shape)],
-                described=method.describe(comparison, capture.sha256, measurement),
+                described=described,
             )
         )
     if method.shapes:

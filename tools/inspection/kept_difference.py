@@ -24,6 +24,7 @@ from refdiff.model.images import F32, Outline
 _TEXT = "refdiff"  # key of the PNG's text
 _WHITE = 255
 _UNIT = 0.5  # thresholds: the grey scale is linear well below it, logarithmic above
+_UNFITTED = (0.0, 0.0, 0.0, 1.0)
 _LEAST = 1e-6  # instead of dividing by 0
 # parts of the value and `_UNIT` together: what halving the map may change, and from one grey to the next
 _TOLERANCE, _STEP = 0.05, 0.02
@@ -36,7 +37,7 @@ class KeptDifference:
     matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
     outlines: of the findings, in their order, px of the photo; None: kept by a version that had none. offset: added to the
     measured values of the golden sample before they were compared, where the product's kind does that. rules: by which its
-    files were read (see `How`), which the specification may change later.
+    files were read (see `How`), which the specification may change later. fit: of height maps, see `Difference.fit`.
     """
 
     anomaly_map: F32
@@ -45,6 +46,7 @@ class KeptDifference:
     outlines: Sequence[Outline] | None = None
     offset: float = 0.0
     rules: str = ""
+    fit: tuple[float, float, float, float] = _UNFITTED
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -74,6 +76,8 @@ class KeptDifference:
             about["offset"] = self.offset
         if self.rules:
             about["rules"] = self.rules
+        if self.fit != _UNFITTED:
+            about["fit"] = self.fit
         text.add_text(_TEXT, json.dumps(about))
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
@@ -95,7 +99,8 @@ class KeptDifference:
             outlines = _unpacked(about["outlines"]) if "outlines" in about else None
             matrix = np.array(about["matrix"], np.float64).reshape(3, 3)
             offset, rules = float(about.get("offset", 0.0)), str(about.get("rules", ""))
-            return cls(anomaly_map, threshold, matrix, outlines, offset, rules)
+            a, b, c, factor = (float(v) for v in about.get("fit", _UNFITTED))
+            return cls(anomaly_map, threshold, matrix, outlines, offset, rules, (a, b, c, factor))
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from refdiff.memory.records.calibrations import Calibration
-from refdiff.model.difference.encoder import resize_to
+from refdiff.memory.rows.calibrations import Calibration
+from refdiff.model.difference.features import resize_to
 from refdiff.model.images import RgbImage
 from refdiff.tools.inspection.calibration import (
     edge_correlation,

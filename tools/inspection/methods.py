@@ -10,28 +10,48 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.kinds import ProductKind
 from refdiff.model.defect_types import MeasuredType
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
-from refdiff.model.images import Mask, RgbImage
+from refdiff.model.images import F32, Mask, RgbImage
+from refdiff.model.thermal.difference import from_own_healthy
 from refdiff.tools.framing.photos import alignments
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison, Difference, RegisteredGolden, score_difference
-from refdiff.tools.inspection.heat import (
-    compare_heat,
-    heat_notes,
-    heat_problems,
-    measure_heat,
-    refined_heat,
-    said_of_heat,
+from refdiff.tools.inspection.heat import compare_heat, heat_notes, heat_problems, measure_heat, said_of_heat
+from refdiff.tools.inspection.height import (
+    compare_height,
+    height_notes,
+    height_planes,
+    height_problems,
+    measure_height,
+    said_of_height,
 )
+from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.inspection.on_query import on_query, refined, turned
 from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.scale import ResolvedScale
+from refdiff.tools.inspection.scan import (
+    compare_scan,
+    measure_scan,
+    said_of_scan,
+    scan_notes,
+    scan_points,
+    scan_problems,
+    scan_signed,
+    view_place,
+)
 from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.inspection.zones import product_spec
+from refdiff.tools.kinds.cloud import READ as READ_CLOUD
+from refdiff.tools.kinds.cloud import CloudRules
 from refdiff.tools.kinds.conditions import Stated
+from refdiff.tools.kinds.depth import SCORED as SCORED_DEPTH
+from refdiff.tools.kinds.depth import DepthRules
 from refdiff.tools.kinds.reading import Quantity, Reading
 from refdiff.tools.kinds.thermal import SCORED, ThermalRules
 from refdiff.tools.vision.measurement import Measurement, measure
@@ -63,6 +83,7 @@ class Described:
 
     called: MeasuredType | None = None
     quantities: tuple[Quantity, ...] = ()
+    place: str | None = None  # its name, where the kind has other names than those of a picture's parts
 
 
 @dataclass(frozen=True)
@@ -75,19 +96,40 @@ class Remarks:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """What is drawn of a comparison: (H, W) on the px of the photo, NaN where nothing is known."""
+
+    query: F32  # what was measured
+    reference: F32  # of the nearest golden sample
+    signed: F32  # their difference
+    own: F32 | None = None  # the difference from the part's own healthy places, where the kind knows such
+    shaded: bool = (
+        False  # the reading's picture shows more than its values, and findings are marked with the difference
+    )
+
+
+@dataclass(frozen=True)
 class Method:
     """How products of one kind are compared and measured."""
 
     unit: str  # of the image score and the anomaly map; "" without
     networks: bool  # networks compare: they can be fitted to a product, and another light changes the score
+    exposed: (
+        bool  # pictures are exposures: how they look as a whole, and what lies outside of the window, says something
+    )
+    flat: bool  # files are pictures, registered in the plane: a part can be mirrored
     shapes: bool  # pictures show what is where: equal parts are counted, and edges and outlines compared
     # the golden samples as they lie on the photo, nearest first, and how the photo differs from them
     compare: Callable[[Asked], tuple[list[RegisteredGolden], Difference]]
     measure: Callable[[RgbImage, Comparison, Region, ResolvedScale], Measurement]
-    describe: Callable[[Comparison, str, Measurement], Described]  # str: sha256 of the photo
+    describe: Callable[[Comparison, str, Measurement, ResolvedScale], Described]  # str: sha256 of the photo
     remarks: Callable[[Comparison, str], Remarks]
     # JSON: what scores depend on of the specification, besides zones and the smallest defect
     rules: Callable[[ProductSpec], dict[str, Any]]
+    # (n, 4) x, y, z and deviation, mm, of what can be turned in space; None for pictures
+    points: Callable[[Reading, Reading], F32 | None]
+    # of photo and golden sample; None: they show themselves
+    planes: Callable[[Reading, Reading, KeptDifference], Planes | None]
 
 
 # ---- photos ----
@@ -122,19 +164,28 @@ def _measure_photo(query: RgbImage, comparison: Comparison, region: Region, scal
 
 
 def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
-    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
+    workspace = asked.workspace
     query = workspace.reading(asked.query_key, asked.product)
     rules = product_spec(workspace, asked.product).thermal or ThermalRules()
+    references = _registered(asked, query)
+    with asked.clock.stage("score"):
+        return references, compare_heat(query, references, asked.ignore, rules)
+
+
+def _registered(asked: Asked, query: Reading, *, turns: bool = False) -> list[RegisteredGolden]:
+    """The golden samples as they lie on the photo, registered as photos are, then on what was measured. turns: also tried
+    the other ways round, see `turned`."""
+    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
     with asked.clock.stage("align"):
         goldens = [h.golden for h in asked.hits]
         references = []
         for golden, found in zip(goldens, alignments(workspace, asked.query, asked.query_key, goldens), strict=True):
             values = workspace.golden_reading(golden).values
             if found.ok and query.values is not None and values is not None:
-                found = replace(found, matrix=refined_heat(query.values, values, found.matrix))
+                start = turned(query.values, values, found.matrix) if turns else found.matrix
+                found = replace(found, matrix=refined(query.values, values, start))
             references.append(RegisteredGolden(workspace, golden, found, size))
-    with asked.clock.stage("score"):
-        return references, compare_heat(query, references, asked.ignore, rules)
+    return references
 
 
 def _measure_heat(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
@@ -142,7 +193,7 @@ def _measure_heat(query: RgbImage, comparison: Comparison, region: Region, scale
     return measure_heat(comparison.difference.heat, region, scale)
 
 
-def _describe_heat(comparison: Comparison, query_key: str, measurement: Measurement) -> Described:
+def _describe_heat(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
     query, rules = _heat_of(comparison, query_key)
     left = comparison.nearest.alignment.residual_px
     return Described(*said_of_heat(query, comparison.difference, measurement, rules, left))
@@ -162,20 +213,115 @@ def _heat_of(comparison: Comparison, query_key: str) -> tuple[Reading, ThermalRu
     return workspace.reading(query_key, product), product_spec(workspace, product).thermal or ThermalRules()
 
 
+def _heat_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Planes | None:
+    assert query.values is not None, "a thermal picture has temperatures"
+    assert golden.values is not None, "a thermal picture has temperatures"
+    theirs = on_query(golden.values, kept.matrix, query.picture.shape[:2])
+    signed = query.values - theirs - np.float32(kept.offset)
+    return Planes(query.values, theirs, signed, from_own_healthy(query.values, theirs, signed))
+
+
+# ---- height maps ----
+
+
+def _compare_height(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
+    query = asked.workspace.reading(asked.query_key, asked.product)
+    rules = product_spec(asked.workspace, asked.product).depth or DepthRules()
+    references = _registered(asked, query, turns=True)
+    with asked.clock.stage("score"):
+        return references, compare_height(query, references, asked.ignore, rules)
+
+
+def _measure_height(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
+    assert comparison.difference.height is not None, "compared as a height map"
+    return measure_height(comparison.difference.height, region, scale)
+
+
+def _describe_height(
+    comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale
+) -> Described:
+    query, rules = _height_of(comparison, query_key)
+    return Described(*said_of_height(query, comparison, measurement, scale, rules))
+
+
+def _height_remarks(comparison: Comparison, query_key: str) -> Remarks:
+    query, rules = _height_of(comparison, query_key)
+    golden = comparison.nearest.workspace.golden_reading(comparison.nearest.golden)
+    notes = height_notes(query, comparison, golden, rules)
+    return Remarks((), tuple(notes), tuple(height_problems(query, comparison, golden, rules)))
+
+
+def _height_of(comparison: Comparison, query_key: str) -> tuple[Reading, DepthRules]:
+    workspace, product = comparison.nearest.workspace, comparison.nearest.golden.product
+    return workspace.reading(query_key, product), product_spec(workspace, product).depth or DepthRules()
+
+
+def _height_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Planes | None:
+    assert query.values is not None, "a height map has heights"
+    return Planes(query.values, *height_planes(query, golden, kept))
+
+
+# ---- point clouds ----
+
+
+def _compare_scan(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
+    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
+    query, window = workspace.reading(asked.query_key, asked.product), workspace.how(asked.product).window
+    assert window is not None, "set with the first golden sample"
+    with asked.clock.stage("align"):
+        goldens = [h.golden for h in asked.hits]
+        found = alignments(workspace, asked.query, asked.query_key, goldens)
+        references = [RegisteredGolden(workspace, g, a, size) for g, a in zip(goldens, found, strict=True)]
+    with asked.clock.stage("score"):
+        return references, compare_scan(query, references, window, asked.ignore)
+
+
+def _measure_scan(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
+    assert comparison.difference.scan is not None, "compared as a cloud"
+    return measure_scan(comparison.difference.scan, region, scale)
+
+
+def _describe_scan(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
+    query, rules = _scan_of(comparison, query_key)
+    return Described(*said_of_scan(query, comparison, measurement, rules), view_place(measurement))
+
+
+def _scan_remarks(comparison: Comparison, query_key: str) -> Remarks:
+    query, rules = _scan_of(comparison, query_key)
+    return Remarks((), tuple(scan_notes(query, comparison)), tuple(scan_problems(query, comparison, rules)))
+
+
+def _scan_of(comparison: Comparison, query_key: str) -> tuple[Reading, CloudRules]:
+    workspace, product = comparison.nearest.workspace, comparison.nearest.golden.product
+    return workspace.reading(query_key, product), product_spec(workspace, product).cloud or CloudRules()
+
+
+def _scan_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Planes | None:
+    assert query.values is not None, "a cloud has depths"
+    assert golden.values is not None, "a cloud has depths"
+    return Planes(query.values, golden.values, scan_signed(query, golden), shaded=True)
+
+
 METHODS: Mapping[ProductKind, Method] = {
     "photo": Method(
         unit="",
         networks=True,
+        exposed=True,
+        flat=True,
         shapes=True,
         compare=_compare_photo,
         measure=_measure_photo,
-        describe=lambda comparison, query_key, measurement: Described(),
+        describe=lambda comparison, query_key, measurement, scale: Described(),
         remarks=lambda comparison, query_key: Remarks(),
         rules=lambda spec: {},
+        points=lambda query, golden: None,
+        planes=lambda query, golden, kept: None,
     ),
     "thermal": Method(
         unit="K",
         networks=False,
+        exposed=True,
+        flat=True,
         # An edge of warmth moves without any part moving, and a part that is cold looks like one that is missing. Both are
         # said in kelvin, as is the score, to which a wrong count would add something else.
         shapes=False,
@@ -184,6 +330,36 @@ METHODS: Mapping[ProductKind, Method] = {
         describe=_describe_heat,
         remarks=_heat_remarks,
         rules=lambda spec: (spec.thermal or ThermalRules()).model_dump(mode="json", include=SCORED),
+        points=lambda query, golden: None,
+        planes=_heat_planes,
+    ),
+    "depth": Method(
+        unit="mm",
+        networks=False,
+        exposed=False,
+        flat=True,
+        shapes=False,  # as for thermal pictures: what has moved is measured in mm
+        compare=_compare_height,
+        measure=_measure_height,
+        describe=_describe_height,
+        remarks=_height_remarks,
+        rules=lambda spec: (spec.depth or DepthRules()).model_dump(mode="json", include=SCORED_DEPTH),
+        points=lambda query, golden: None,
+        planes=_height_planes,
+    ),
+    "cloud": Method(
+        unit="mm",
+        networks=False,
+        exposed=False,
+        flat=False,
+        shapes=False,
+        compare=_compare_scan,
+        measure=_measure_scan,
+        describe=_describe_scan,
+        remarks=_scan_remarks,
+        rules=lambda spec: (spec.cloud or CloudRules()).model_dump(mode="json", include=READ_CLOUD),
+        points=scan_points,
+        planes=_scan_planes,
     ),
 }
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refdiff.memory.golden_bank.golden import STATUSES
-from refdiff.memory.records.calibrations import Calibration
+from refdiff.memory.rows.calibrations import Calibration
 from refdiff.model.errors import unknown_product
 from refdiff.tools.inspection.calibration import calibration_key, in_doubt, requested_alpha, summary
 from refdiff.tools.inspection.component_names import names_of

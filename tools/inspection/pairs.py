@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from refdiff.memory.golden_bank.golden import GoldenHit
-from refdiff.model.difference.encoder import Features
+from refdiff.model.difference.features import Features
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.photos import Seen, alignments, photo_on
 from refdiff.tools.framing.tiles import Tile

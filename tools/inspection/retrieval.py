@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import GoldenHit
-from refdiff.model.difference.encoder import Features, resize_to
+from refdiff.model.difference.features import Features, resize_to
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import place_of
 from refdiff.tools.framing.photos import alignment, frame_grid, warped

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refdiff.memory.golden_bank.golden import Golden
-from refdiff.memory.records.captures import Capture
+from refdiff.memory.rows.captures import Capture
 from refdiff.tools.vision.registration import Alignment
 
 _MAX_RELATIVE_DIFFERENCE = 0.05  # of the photo's scale and the golden's

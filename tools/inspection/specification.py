@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from refdiff.model.defect_types import DefectType, MeasuredType
 from refdiff.model.errors import SpecError
+from refdiff.tools.kinds.cloud import CloudRules
+from refdiff.tools.kinds.depth import DepthRules
 from refdiff.tools.kinds.thermal import ThermalRules
 
 MAX_BYTES = 1_000_000
@@ -88,6 +89,9 @@ class Limit(_Model):
     # of thermal products: difference from the golden sample, hotter or colder, and hottest temperature
     max_delta_k: float | None = Field(default=None, gt=0, exclude_if=_is_none)
     max_temperature_c: float | None = Field(default=None, exclude_if=_is_none)
+    # of depth and cloud products: distance from the golden sample's surface, either way, and what is added or missing
+    max_deviation_mm: float | None = Field(default=None, gt=0, exclude_if=_is_none)
+    max_volume_mm3: float | None = Field(default=None, gt=0, exclude_if=_is_none)
     zone: str | None = Field(
         default=None, max_length=64, exclude_if=_is_none
     )  # only for findings in the zone of that name
@@ -97,7 +101,8 @@ class Limit(_Model):
     @property
     def of_kinds(self) -> list[str]:
         """What is set that only a product of another kind than photo has."""
-        return [name for name in ("max_delta_k", "max_temperature_c") if getattr(self, name) is not None]
+        names = ("max_delta_k", "max_temperature_c", "max_deviation_mm", "max_volume_mm3")
+        return [name for name in names if getattr(self, name) is not None]
 
 
 class ProductSpec(_Model):
@@ -109,12 +114,14 @@ class ProductSpec(_Model):
     zones: list[Zone] = Field(default=[], max_length=64)
     limits: list[Limit] = Field(default=[], max_length=64)
     thermal: ThermalRules | None = Field(default=None, exclude_if=_is_none)  # of a thermal product
+    depth: DepthRules | None = Field(default=None, exclude_if=_is_none)  # of a product of height maps
+    cloud: CloudRules | None = Field(default=None, exclude_if=_is_none)  # of a product of point clouds
 
     @property
     def of_kinds(self) -> list[str]:
         """What is set that only a product of another kind than photo has."""
-        heat = [] if self.thermal is None else ["thermal"]
-        return heat + sorted({name for limit in self.limits for name in limit.of_kinds})
+        sections = [name for name in ("thermal", "depth", "cloud") if getattr(self, name) is not None]
+        return sections + sorted({name for limit in self.limits for name in limit.of_kinds})
 
     @model_validator(mode="after")
     def _zones_exist(self) -> Self:
@@ -144,6 +151,8 @@ def parse_spec(data: Any, name: str = "specification") -> ProductSpec:
 
 def load_spec(path: Path) -> ProductSpec:
     """Read and validate a YAML file. Raises SpecError."""
+    import yaml  # a device gets specifications as data
+
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

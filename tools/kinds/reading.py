@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from propcache.api import cached_property
 
 from refdiff.memory.kinds import ProductKind
-from refdiff.memory.records.products import Product
+from refdiff.memory.rows.products import Product
+from refdiff.model.cloud.points import Cloud
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import Palette
 from refdiff.tools.kinds.conditions import Stated
+from refdiff.tools.vision.registration import Alignment
 
 Window = tuple[float, float]  # (lo, hi) values shown as 0..255
 
@@ -25,6 +28,7 @@ class How:
     kind: ProductKind = "photo"
     window: Window | None = None  # None: of 8-bit photos, or not set yet
     rules: str = ""  # JSON: what the specification says about reading files of this kind
+    anchor: str = ""  # sha256 of the golden sample in whose frame files are placed, of kinds that are placed when read
 
     @classmethod
     def of(cls, product: Product | None, kind: ProductKind | None = None) -> How:
@@ -37,6 +41,28 @@ class How:
 
 
 @dataclass(frozen=True)
+class Pose:
+    """How a file lies in the frame of another. matrix: the 16 numbers of a (4, 4) rigid, row by row; ok: whether it could be
+    placed; fitted: part 0..1 of it that lies on the other, off_mm: its median distance there."""
+
+    matrix: list[float]
+    ok: bool
+    fitted: float
+    off_mm: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A free point cloud in its product's frame. placed: whether it could be placed there; fitted: part 0..1 of it that lies
+    on the golden sample it was placed on, off_mm: its median distance there."""
+
+    cloud: Cloud
+    placed: bool
+    fitted: float = 1.0
+    off_mm: float = 0.0
+
+
+@dataclass(frozen=True)
 class Reading:
     """A file as its kind reads it."""
 
@@ -45,6 +71,10 @@ class Reading:
     visible: RgbImage | None = None  # (h, w, 3), a photo that the file carries besides
     conditions: tuple[Stated, ...] = ()  # that the values rest on
     notes: tuple[str, ...] = ()  # what people must know of them, in words
+    # of heights, the plane that was taken off: mm at px (0, 0), mm a px to the right and down
+    level: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    mm_per_px: float | None = None  # in the plane of the picture, where the file says it
+    scan: Scan | None = None  # of a free point cloud
 
     def freeze(self) -> Self:
         """Itself, its arrays made read-only: readings are shared."""
@@ -55,7 +85,8 @@ class Reading:
 
     @cached_property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.picture, self.values, self.visible) if a is not None)
+        arrays = sum(a.nbytes for a in (self.picture, self.values, self.visible) if a is not None)
+        return arrays + (self.scan.cloud.nbytes if self.scan else 0)
 
 
 @dataclass(frozen=True)
@@ -70,10 +101,24 @@ class Quantity:
 
     @property
     def said(self) -> str:
-        """`+12.3 ± 0.8 K`."""
-        tolerance = "" if self.uncertainty is None else f" ± {self.uncertainty:.1f}"
-        sign = "+" if self.unit == "K" else ""
-        return f"{self.value:{sign}.1f}{tolerance} {self.unit}"
+        """`+12.3 ± 0.8 K`, `-0.342 ± 0.021 mm`."""
+        n = self.decimals
+        tolerance = "" if self.uncertainty is None else f" ± {self.uncertainty:.{n}f}"
+        sign = "+" if self.signed else ""
+        return f"{self.value:{sign}.{n}f}{tolerance} {self.unit}".rstrip()
+
+    @property
+    def signed(self) -> bool:
+        """Whether it is a difference, whose sign is always written."""
+        return self.unit == "K" or "deviation" in self.name
+
+    @property
+    def decimals(self) -> int:
+        """One of temperatures; of mm, two digits of the uncertainty, else three of the value."""
+        if self.unit in ("K", "°C"):
+            return 1
+        digits, of = (2, abs(self.uncertainty)) if self.uncertainty else (3, abs(self.value))
+        return 1 if of == 0 else min(4, max(0, digits - 1 - math.floor(math.log10(of))))
 
 
 @dataclass(frozen=True)
@@ -105,4 +150,21 @@ class Reader(Protocol):
 
     def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
         """The file with what was stated with it. Raises InputError where nothing of that can be stated."""
+        ...
+
+
+@runtime_checkable
+class PlacingReader(Reader, Protocol):
+    """Reads files that are registered in space when they are read; their pictures lie in one frame then."""
+
+    def place(self, reading: Reading, anchor: Reading) -> Pose:
+        """Where a reading lies in the frame of another one (`How.anchor`). Deterministic."""
+        ...
+
+    def placed(self, reading: Reading, pose: Pose, how: How) -> Reading:
+        """A reading in that frame."""
+        ...
+
+    def alignment(self, query: Reading, golden: Reading) -> Alignment:
+        """How two files that were placed lie on each other."""
         ...

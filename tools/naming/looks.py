@@ -18,9 +18,9 @@ from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.defect_names import Sight
+from refdiff.model.difference.comparing import MAP_STRIDE
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
-from refdiff.model.difference.scorer import MAP_STRIDE
 from refdiff.model.images import Box, RgbImage
 from refdiff.tools.vision.measurement import Measurement
 from refdiff.tools.vision.registration import Alignment, Matrix, on_grid

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
-from refdiff.model.difference.encoder import resize_to
+from refdiff.model.difference.features import resize_to
 from refdiff.model.images import Box, Mask, RgbImage, widen
 from refdiff.tools.vision.lobes import lobes
 from refdiff.tools.vision.registration import Matrix, scaling, warp_reference

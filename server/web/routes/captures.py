@@ -7,7 +7,7 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Form, Query, UploadFile
 
-from refdiff.memory.records.captures import Capture
+from refdiff.memory.rows.captures import Capture
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
 from refdiff.server.web.photos import each_once, read_upload

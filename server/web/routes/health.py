@@ -67,11 +67,15 @@ def health_of(service: InspectionService) -> tuple[int, bytes]:
 
 
 @router.get("/readyz", responses={503: {"model": Ready, "description": "Accepted work does not get done now"}})
-async def readyz(service: TheService) -> JSONResponse:
-    """Readiness for load balancers and alarms: worker, stores, golden bank and free disk. Needs no key."""
+async def readyz(service: TheService, workers: bool = True) -> JSONResponse:
+    """Readiness for load balancers and alarms: workers, stores, golden bank and free disk. Needs no key.
+
+    workers=false leaves out whether a worker lives: a server that only accepts can do so while its workers are started
+    again, so a balancer should go on sending.
+    """
     try:
         async with asyncio.timeout(_READY_S):
-            ready = await run_sync(service.readiness, abandon_on_cancel=True, limiter=_probes())
+            ready = await run_sync(service.readiness, workers, abandon_on_cancel=True, limiter=_probes())
         problems = list(ready.problems)
     except TimeoutError:
         problems = [f"the stores have not answered within {_READY_S:g} s"]

@@ -230,8 +230,8 @@ def get_picture(
     responses=responses(404, 409, answers="application/octet-stream"),
 )
 def get_values(service: TheService, _caller: Viewer, inspection_id: str) -> Response:
-    """What was measured in each pixel of a thermal picture, in °C: float32, little-endian, row by row, NaN where nothing was
-    measured; the headers X-Width and X-Height say how many. 404 for photos."""
+    """What was measured in each pixel, of a thermal picture in °C, of a height map in mm: float32, little-endian, row by
+    row, NaN where nothing was measured; the headers X-Width and X-Height say how many. 404 for photos."""
     values = service.values(inspection_id)
     if values is None:
         raise UnknownRecordError(f"inspection {inspection_id} is of a photo: nothing was measured but sizes")
@@ -239,6 +239,21 @@ def get_values(service: TheService, _caller: Viewer, inspection_id: str) -> Resp
     headers = {"X-Width": str(width), "X-Height": str(height), "Cache-Control": "private, max-age=3600"}
     data = np.ascontiguousarray(values.query, "<f4").tobytes()
     return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+@router.get(
+    "/{inspection_id}/points",
+    response_class=Response,
+    responses=responses(404, 409, answers="application/octet-stream"),
+)
+def get_points(service: TheService, _caller: Viewer, inspection_id: str) -> Response:
+    """The point cloud of a part in the frame of its golden samples, at most 60,000 points: x, y, z and the deviation from
+    the nearest golden sample, in mm, float32, little-endian, point by point. 404 for other products."""
+    points = service.points(inspection_id)
+    if points is None:
+        raise UnknownRecordError(f"inspection {inspection_id} is not of a point cloud")
+    data = np.ascontiguousarray(points, "<f4").tobytes()
+    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "private, max-age=3600"})
 
 
 @router.post("/{inspection_id}/disposition", status_code=201, responses=responses(404, 409))

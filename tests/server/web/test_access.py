@@ -174,9 +174,13 @@ def test_operators_link_signs_one_browser_in_once(server: Running) -> None:
         assert not restarted.sign_in.holds(f"9{value}")
 
 
-def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
     settings = ServerSettings(user="ann")
-    with Stores.open(MemorySettings(home=tmp_path)) as stores:
+    url = request.getfixturevalue("postgres") if kind == "postgres" else None
+    with Stores.open(MemorySettings(home=tmp_path, database_url=url)) as stores:
         keys = stores.keys
         first = access_to(keys, "127.0.0.1", settings).sign_in
         assert first
@@ -191,8 +195,13 @@ def test_operators_key_is_kept_in_a_private_file_until_it_is_revoked(tmp_path: P
         assert new
         assert keys.check(first.text) is None
         file.unlink()
-        assert access_to(keys, "127.0.0.1", settings).sign_in
+        last = access_to(keys, "127.0.0.1", settings).sign_in
+        assert last
         assert keys.check(new.text) is None  # whoever has the lost file has nothing
+        file.unlink()
+        keys.add("line 3", "admin", "ann")
+        assert access_to(keys, "127.0.0.1", settings).sign_in is None
+        assert keys.check(last.text) is None
         assert access_to(keys, "0.0.0.0", settings).sign_in is None
 
 
@@ -348,7 +357,9 @@ def test_api_keys_are_stored_as_digests(tmp_path: Path) -> None:
     assert text.split("_", 2)[2].encode() not in kept
 
 
-@pytest.mark.parametrize("path", ["/v1/captures", "/v1/inspections", "/v1/lines/cam/photos", "/v1/goldens"])
+@pytest.mark.parametrize(
+    "path", ["/v1/captures", "/v1/inspections", "/v1/lines/cam/photos", "/v1/devices/reports", "/v1/goldens"]
+)
 def test_role_that_may_send_no_photo_is_refused_before_the_body_is_read(
     server: Running, strict: httpx2.Client, path: str
 ) -> None:

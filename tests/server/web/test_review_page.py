@@ -327,7 +327,7 @@ def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
         page = open_page(url=url)
         page.get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")
-        page.wait_for_selector("dialog[open] >> text=unknown or revoked")
+        page.wait_for_selector("dialog[open] >> text=unknown, revoked or expired")
         page.get_by_label("Key", exact=True).fill(server.key("viewer", "Vic")["Authorization"].split()[1])
         page.keyboard.press("Enter")
         page.wait_for_selector("table.list")

@@ -97,6 +97,12 @@ export async function values(path) {
   return { width, height, values: Float32Array.from({ length: width * height }, (_, i) => view.getFloat32(4 * i, true)) };
 }
 
+/** A point cloud: x, y, z and deviation in mm, one after the other. */
+export async function points(path) {
+  const view = new DataView(await (await send("GET", path)).arrayBuffer());
+  return Float32Array.from({ length: view.byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true));
+}
+
 /** Hand a file of the server to the person. */
 export async function download(path, query, filename) {
   const url = URL.createObjectURL(await (await send("GET", path, { query })).blob());

@@ -1,6 +1,7 @@
 // One inspection: pictures, findings with their measurements, reasoning, trace, and a person's decision.
 
 import { ApiError, download, get, post, remove } from "./api.js";
+import { cloudView } from "./cloud.js";
 import { facts, h, number, percent, replace, say, verdict, when, words } from "./dom.js";
 import { onThisPage } from "./keys.js";
 import { DECIDED, last } from "./list.js";
@@ -8,7 +9,7 @@ import { knownNames, likeness, naming } from "./naming.js";
 import { Viewer, findingTitle } from "./viewer.js";
 
 const STATED = { file: "from the file", product: "stated by the specification", capture: "stated with the file" };
-const UNITS = { thermal: "°C" }; // of what is measured in each pixel
+const UNITS = { thermal: "°C", depth: "mm", cloud: "mm" }; // of what is measured in each pixel
 
 export async function showInspection({ place, rest: [id], me, isShown, onLeave }) {
   const found = await get(`/v1/inspections/${encodeURIComponent(id)}`);
@@ -46,7 +47,7 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
         h("button", { type: "button", disabled: at <= 0, onclick: () => neighbour(-1), title: "Newer (k)" }, "↑ Newer"),
         h("button", { type: "button", disabled: at >= ids.length - 1, onclick: () => neighbour(1), title: "Older (j)" }, "↓ Older"))),
     h("div", { class: "two" },
-      viewer.element,
+      h("div", {}, viewer.element, report.kind === "cloud" && cloudView(`/v1/inspections/${encodeURIComponent(id)}/points`, reachOf(report))),
       h("div", { class: "side" }, decision,
         h("section", { "aria-labelledby": "h-findings" }, h("h2", { id: "h-findings" }, `Findings (${report.findings.length})`),
           report.findings.length ? [findings, known.list] : h("p", { class: "muted" }, "Nothing differs more than good samples do from each other.")),
@@ -63,6 +64,12 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
     ["j k", "older, newer inspection of the list", (k) => neighbour(k === "j" ? 1 : -1)],
     ["u", "back to the list", () => { location.hash = back; }],
   ]);
+}
+
+/** mm at which a deviation has the full colour: that of the largest finding, else of the score. */
+function reachOf(report) {
+  const found = report.findings.flatMap((f) => f.quantities ?? []).filter((q) => q.name === "deviation_mm");
+  return Math.max(1e-3, ...found.map((q) => Math.abs(q.value)), report.image_score);
 }
 
 function sources(found) {
@@ -119,6 +126,14 @@ function sizes(finding) {
   return text ? `${text} ${unit}${tolerance}` : `${number(finding.area_px)} px²`;
 }
 
+/** `+12.3 ± 0.8 K`, `-0.342 ± 0.021 mm`: a measured quantity as reports write it (`Quantity.said`). */
+function quantityText({ name, value, unit, uncertainty }) {
+  const thermal = unit === "K" || unit === "°C", of = Math.abs(uncertainty || value);
+  const decimals = thermal || of === 0 ? 1 : Math.min(4, Math.max(0, (uncertainty ? 2 : 3) - 1 - Math.floor(Math.log10(of))));
+  const sign = value > 0 && (unit === "K" || name.includes("deviation")) ? "+" : "";
+  return `${sign}${value.toFixed(decimals)}${uncertainty === null ? "" : ` ± ${uncertainty.toFixed(decimals)}`} ${unit}`;
+}
+
 function findingItem(finding, index, viewer, named) {
   const seen = finding.seen_before;
   return h("li", {},
@@ -126,7 +141,7 @@ function findingItem(finding, index, viewer, named) {
     h("p", {}, finding.description),
     facts([
       ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
-      ...(finding.quantities ?? []).map((q) => [q.label, `${q.unit === "K" && q.value > 0 ? "+" : ""}${q.value.toFixed(1)}${q.uncertainty === null ? "" : ` ± ${q.uncertainty.toFixed(1)}`} ${q.unit}`]),
+      ...(finding.quantities ?? []).map((q) => [q.label, quantityText(q)]),
       ["Size", sizes(finding)],
       ["Severity", finding.severity + (finding.within_limits ? ", within limits" : "")],
       ["Confidence", percent(finding.confidence)],

@@ -230,7 +230,7 @@ export class Viewer {
     const y = Math.floor(((event.clientY - box.top) / box.height) * height);
     const value = x >= 0 && y >= 0 && x < width && y < height ? known[y * width + x] : NaN;
     this.reading.hidden = !Number.isFinite(value);
-    if (Number.isFinite(value)) this.reading.textContent = `${value.toFixed(1)} ${this.sources.unit} at ${x}, ${y}`;
+    if (Number.isFinite(value)) this.reading.textContent = `${value.toFixed(this.sources.unit === "mm" ? 3 : 1)} ${this.sources.unit} at ${x}, ${y}`;
   }
 
   close() {

@@ -1,0 +1,62 @@
+"""Reports of devices at the server: checked against what arrived with them, and filed exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydantic import ValidationError
+
+from refdiff.agent.report.schema import DefectReport
+from refdiff.memory.audit_chain import ARTEFACTS as FILES
+from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.workspace import Workspace
+
+
+def file_received(
+    workspace: Workspace, report: bytes, photo: bytes, difference: bytes, *, by: str, filename: str, blind_share: float
+) -> tuple[DefectReport, bool]:
+    """File what a device recorded (`DeviceRecord`); the filed report, and whether it is new: a repeated message changes
+    nothing.
+
+    by: whose key sent it. blind_share: as of `InspectionStore.file`. Raises InputError where the parts do not belong
+    together or the product is not one of this server, DamagedError.
+    """
+    try:
+        found = DefectReport.model_validate_json(report)
+    except ValidationError as e:
+        raise InputError(f"report: is no report of this version ({e.error_count()} errors); update the device") from e
+    inspections, stores = workspace.stores.inspections, workspace.stores
+    if inspections.find(found.inspection_id) is not None:
+        return DefectReport.model_validate(inspections.get(found.inspection_id).report), False
+    if found.judge.via != "fallback":
+        raise InputError("report: is not of a device, whose judge is the script")
+    if hashlib.sha256(photo).hexdigest() != found.query_sha256:
+        raise InputError("image: is not the photo that the report is about")
+    if stores.products.get(found.product) is None:
+        raise InputError(f"report: product {found.product!r} is not known here; send it to the server that exported it")
+    try:
+        golden = workspace.bank.get(found.reference.golden_id)
+    except UnknownRecordError as e:
+        raise InputError(f"report: its golden sample {found.reference.golden_id} is not known here") from e
+    if golden.product != found.product or golden.sha256 != found.reference.sha256:
+        raise InputError(f"report: its golden sample {golden.golden_id} is another one here")
+    KeptDifference.decode(difference)
+    stores.check_free()
+    filed = found.model_copy(update={"requested_by": f"{found.requested_by} ({by})"[:128]})
+    stores.images.put(photo)
+    if all(c.sha256 != found.query_sha256 for c in stores.captures.history(found.part_id)):
+        scale = found.scale.mm_per_px if found.scale.source == "capture" else None
+        stores.captures.add(found.part_id, found.product, found.query_sha256, scale, filename)
+    new = inspections.file(
+        filed.inspection_id,
+        filed.part_id,
+        filed.product,
+        filed.verdict.value,
+        filed.created_at,
+        filed.model_dump(mode="json"),
+        blind_share=blind_share,
+        facts={FILES: {}},
+        difference=difference,
+    )
+    return filed, new

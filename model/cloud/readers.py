@@ -1,0 +1,236 @@
+"""Point clouds from files: PLY, PCD, STL and text (XYZ, TXT, ASC, CSV).
+
+Knows nothing about products. How many mm a unit of a file is, is never guessed. Meshes are sampled evenly on their surface.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from refdiff.model.cloud.points import F64, Cloud, first_in_voxel, make_cloud, small_gicp
+from refdiff.model.decode_budget import BUDGET
+from refdiff.model.errors import ImageError, RefDiffError, UnavailableError, out_of_memory
+from refdiff.model.images import check_bytes
+from refdiff.model.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from pypcd4.pypcd4 import MetaData
+
+SUFFIXES = frozenset((".ply", ".pcd", ".stl", ".xyz", ".txt", ".asc", ".csv"))
+MAX_POINTS = 150_000  # more are thinned; a difference is no better by them
+_MOST_POINTS = 20_000_000  # of a file
+_LEAST_POINTS = 500
+_ON_MESH = 150_000  # points that a mesh is sampled at
+_SEED = 7
+_STRAY = 6.0  # medians of the distance to the neighbours, beyond which a point is a stray one
+_NEIGHBOURS = 6
+_HEADER_LINES = 32  # of a text file, before its numbers
+_UNSTATED = (
+    "{name}: a file of points does not say its unit; state it in the specification of the product, under `cloud`: `unit_mm: "
+    "1` (mm of one unit: 1000 for metres, 25.4 for inches)"
+)
+_KINDS = "PLY, PCD, STL and text with x y z a line are"
+_PICTURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"RIFF")
+
+Read = tuple[F64, NDArray[np.uint8] | None]  # points (N, 3) in units of the file, colours (N, 3)
+
+
+def is_cloud(data: bytes) -> bool:
+    """Whether the beginning of a file is that of a cloud with a signature (PLY, PCD), or of a text STL."""
+    head = data[:512].lstrip()
+    return head.startswith((b"ply\n", b"ply\r", b"# .PCD", b"VERSION .7", b"VERSION 0.7", b"solid "))
+
+
+def read_cloud(
+    data: bytes, *, name: str, unit_mm: float | None, settings: ModelSettings
+) -> tuple[Cloud, tuple[str, ...]]:
+    """The cloud in a file, in mm, and what people must know of it.
+
+    Raises ImageError: no cloud, a unit that nobody stated, damaged, too large, too few points; BusyError, UnavailableError:
+    try again, or install the extra.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty; scan the part again")
+    check_bytes(len(data), name, settings)
+    if data.startswith(_PICTURES):
+        raise ImageError(
+            f"{name}: a picture, not a point cloud ({_KINDS} read); height maps are of kind `depth`, photos are a product "
+            "of their own"
+        )
+    small_gicp()  # says what is not installed
+    read = _reader_of(data)
+    if read is None:
+        raise ImageError(f"{name}: not a point cloud that can be read; {_KINDS}")
+    if unit_mm is None:
+        raise ImageError(_UNSTATED.format(name=name))
+    with BUDGET.take(len(data) // 4, settings.max_pixels, name):
+        try:
+            points, colours = read(data)
+        except RefDiffError:
+            raise
+        except Exception as e:  # damaged files raise many types
+            if out_of_memory(e):
+                raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
+            raise ImageError(
+                f"{name}: the file is damaged ({type(e).__name__}: {str(e)[:120]}); export it again"
+            ) from e
+        return _checked(np.asarray(points, np.float64) * unit_mm, colours, name)
+
+
+def _reader_of(data: bytes) -> Callable[[bytes], Read] | None:
+    head = data[:512].lstrip()
+    if head.startswith((b"ply\n", b"ply\r")):
+        return _ply
+    if head.startswith(b"# .PCD") or re.match(rb"VERSION 0?\.7", head):
+        return _pcd
+    if len(data) >= 84 and len(data) == 84 + 50 * struct.unpack_from("<I", data, 80)[0]:
+        return _stl
+    if head.startswith(b"solid") and b"facet" in data[:4096]:
+        return _stl
+    if b"\0" not in data[:4096] and _first_numbers(data) is not None:
+        return _text
+    return None
+
+
+def _mesh_or_points(vertices: F64, faces: NDArray[np.integer] | None, colours: NDArray[np.uint8] | None) -> Read:
+    if faces is None or not len(faces):
+        return vertices, colours
+    import trimesh
+
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    points, _ = trimesh.sample.sample_surface(mesh, _ON_MESH, seed=_SEED)
+    return np.asarray(points, np.float64), None
+
+
+def _ply(data: bytes) -> Read:
+    from trimesh.exchange.ply import load_ply
+
+    header = data[: data.find(b"end_header") + 10][:65536]
+    for number in re.findall(rb"element\s+\S+\s+(\d+)", header):
+        _check_count(int(number))
+    made = load_ply(io.BytesIO(data), skip_materials=True, fix_texture=False)
+    colours = made.get("vertex_colors", made.get("colors"))
+    faces = made.get("faces")
+    known = colours is not None and len(colours) == len(made["vertices"]) and np.asarray(colours).dtype == np.uint8
+    rgb = np.asarray(colours)[:, :3].astype(np.uint8) if known else None
+    return _mesh_or_points(np.asarray(made["vertices"], np.float64), faces, rgb)
+
+
+def _stl(data: bytes) -> Read:
+    from trimesh.exchange.stl import load_stl
+
+    made = load_stl(io.BytesIO(data))
+    if "vertices" not in made:  # several solids in one file
+        made = next(iter(made["geometry"].values()))
+    _check_count(len(made["faces"]))
+    return _mesh_or_points(np.asarray(made["vertices"], np.float64), np.asarray(made["faces"]), None)
+
+
+def _pcd(data: bytes) -> Read:
+    from pypcd4.pypcd4 import MetaData, PointCloud
+
+    head = data[:8192].decode("ascii", "replace").splitlines()
+    about = MetaData.parse_header(
+        [line.strip() for line in head[: 1 + next(i for i, t in enumerate(head) if t[:4] == "DATA")]]
+    )
+    _check_count(about.points)
+    if about.data.value.startswith("binary") and about.data.value != "binary":
+        _check_packed(data, about)
+    cloud = PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(data)))
+    points = np.asarray(cloud.numpy(("x", "y", "z")), np.float64)
+    if "rgb" not in cloud.fields:
+        return points, None
+    packed = np.ascontiguousarray(cloud.pc_data["rgb"])
+    rgb = packed.view(np.uint32) if packed.dtype.itemsize == 4 else packed.astype(np.uint32)
+    return points, np.stack([(rgb >> shift) & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)
+
+
+def _check_packed(data: bytes, about: MetaData) -> None:
+    """Raises ValueError where unpacking would give another size than the header says."""
+    at = re.search(rb"DATA \w+\r?\n", data)
+    assert at is not None, "the header has been read"
+    size = struct.unpack_from("<II", data, at.end())[1]
+    expected = about.points * sum(s * c for s, c in zip(about.size, about.count, strict=True))
+    if size != expected:
+        raise ValueError(f"{size} bytes packed, {expected} expected")
+
+
+def _first_numbers(data: bytes) -> tuple[int, str | None, int] | None:
+    """Of a text file: how many lines come before the numbers, what stands between those, and how many a line has."""
+    for number, line in enumerate(data[:16384].decode("utf-8-sig", "replace").splitlines()[:_HEADER_LINES]):
+        between = next((d for d in (";", ",", "\t") if d in line), None)
+        cells = [c for c in (line.split(between) if between else line.split()) if c.strip()]
+        try:
+            values = [float(c) for c in cells]
+        except ValueError:
+            continue
+        if len(values) >= 3:
+            return number, between, len(values)
+    return None
+
+
+def _text(data: bytes) -> Read:
+    found = _first_numbers(data)
+    assert found is not None, "looked at before"
+    skipped, between, columns = found
+    _check_count(data.count(b"\n") - skipped)
+    used = 6 if columns >= 6 else 3
+    table = np.loadtxt(
+        io.BytesIO(data),
+        skiprows=skipped,
+        delimiter=between,
+        usecols=range(used),
+        ndmin=2,
+        encoding="utf-8",
+        comments=["#", "//"],
+    )
+    colours = table[:, 3:]
+    if used == 3 or not (colours == np.rint(colours)).all() or colours.min() < 0 or not 1 < colours.max() <= 255:
+        return table[:, :3], None
+    return table[:, :3], colours.astype(np.uint8)
+
+
+def _check_count(points: int) -> None:
+    if points > _MOST_POINTS:
+        raise ImageError(f"{points:,} points or faces; at most {_MOST_POINTS:,} are read: thin the cloud out first")
+
+
+def _checked(points: F64, colours: NDArray[np.uint8] | None, name: str) -> tuple[Cloud, tuple[str, ...]]:
+    notes = []
+    known = np.isfinite(points).all(1) & (points != 0).any(
+        1
+    )  # 0, 0, 0: how organised clouds mark what was not measured
+    points, colours = points[known], None if colours is None else colours[known]
+    if len(points) < _LEAST_POINTS:
+        raise ImageError(f"{name}: {len(points)} points; at least {_LEAST_POINTS} are needed: scan the part again")
+    if float(np.ptp(points, axis=0).max()) > 1e6:
+        raise ImageError(
+            f"{name}: larger than a kilometre; is the unit right that the product states (`cloud: unit_mm`)?"
+        )
+    if len(points) > MAX_POINTS:
+        size = np.ptp(points, axis=0)
+        voxel = float(np.linalg.norm(size)) / 4000
+        kept = np.arange(len(points))
+        while len(kept) > MAX_POINTS:
+            kept, voxel = first_in_voxel(points, voxel), 1.25 * voxel
+        notes.append(f"{len(points):,} points were thinned out to {len(kept):,}")
+        points, colours = points[kept], None if colours is None else colours[kept]
+    distance, at = cKDTree(points).query(points, k=_NEIGHBOURS + 1)
+    apart = distance[:, 1:].mean(1)
+    near = apart <= _STRAY * max(float(np.median(apart)), 1e-9)
+    if not near.all():
+        notes.append(f"{int((~near).sum()):,} stray points were left out")
+    first = np.where(distance == 0, at, len(points)).min(1) == np.arange(len(points))  # of those in one place
+    kept = near & first
+    if int(kept.sum()) < _LEAST_POINTS:
+        raise ImageError(f"{name}: {int(kept.sum())} points that belong together; scan the part again")
+    points, colours = points[kept], None if colours is None else colours[kept]
+    return make_cloud(points, colours), tuple(notes)

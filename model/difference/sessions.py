@@ -1,0 +1,93 @@
+"""Networks as files (OpenVINO IR or ONNX), run without torch: numpy arrays in, numpy arrays out, any batch and size.
+
+Knows nothing about what a network is for, nor where its files lie.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refdiff.model.errors import DamagedError, InputError
+
+GraphFormat = Literal["openvino", "onnx"]
+GRAPH_FORMATS: tuple[GraphFormat, ...] = get_args(GraphFormat)
+_PACKAGES: Mapping[GraphFormat, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
+
+Run = Callable[..., list[NDArray[np.float32]]]  # arrays by position -> one for each result
+
+
+def load_openvino() -> Any:
+    """The package, kept from reporting its use."""
+    # without this package, which says over the network that it was imported, OpenVINO reports nothing
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_module("openvino")  # its own types are incomplete
+
+
+def cpu_plan(threads: int | None) -> dict[str, Any]:
+    """How OpenVINO runs a network: in float32 on so many threads (None: as many as cores)."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads or cores(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # two processes would pin themselves to the same cores
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(format: GraphFormat, files: Mapping[str, bytes], name: str, threads: int | None) -> Run:
+    """The network whose files are `files` (suffix -> content: .xml and .bin, or .onnx), ready to run; threads may share it.
+
+    name: what errors call it. Raises InputError where the package that runs it is not installed, DamagedError where it
+    cannot be read.
+    """
+    package = _PACKAGES[format]
+    if find_spec(package) is None:
+        raise InputError(f"{name} is in the format {format}; run: pip install {package}")
+    try:
+        return (_openvino if format == "openvino" else _onnx)(files, threads)
+    except Exception as e:  # each library has its own types
+        raise DamagedError(f"{name} cannot be read by {package} ({type(e).__name__}: {e}); export it again") from e
+
+
+def _openvino(files: Mapping[str, bytes], threads: int | None) -> Run:
+    core = load_openvino().Core()
+    compiled = core.compile_model(core.read_model(files[".xml"], files[".bin"]), "CPU", cpu_plan(threads))
+    local = threading.local()
+
+    def run(*inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        # the next call writes where this one's results lie
+        found = local.request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True, share_outputs=True)
+        return [found[i].copy() for i in range(len(found))]
+
+    return run
+
+
+def _onnx(files: Mapping[str, bytes], threads: int | None) -> Run:
+    onnxruntime = import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other threads need the cores
+    session = onnxruntime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(*inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        given = zip(names, inputs, strict=True)
+        return list(session.run(None, {name: np.ascontiguousarray(x) for name, x in given}))
+
+    return run

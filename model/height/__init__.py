@@ -1,0 +1,1 @@
+"""Height maps: files to millimetres, two of them to a difference in millimetres. Knows nothing about parts."""

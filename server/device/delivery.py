@@ -1,0 +1,162 @@
+"""Reports on their way to the server: kept on the disk until it has taken them, in the order of the inspections.
+
+The server knows a report by its inspection id, so a message that is repeated after a crash files nothing twice.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import secrets
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Self
+from urllib.parse import urlsplit
+
+from refdiff.memory.journals.backoff import Backoff
+from refdiff.model.errors import InputError, StorageError
+from refdiff.server.device.spool import DIFFERENCE, PHOTO, REPORT, Entry, Spool
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0
+BACKOFF = Backoff(first_s=0.5, longest_s=60.0)
+_IDLE_S = 5.0
+# errors of this message itself; anything else may pass once the server is up, is updated, or has the right key
+_FINAL = (400, 413, 422)
+_PATH = "/v1/devices/reports"
+_SHOWN = 300  # characters of an answer
+
+
+def check_server(url: str) -> str:
+    """The address without a slash at its end. Raises InputError unless it is http(s)."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError("--server: is no address; give one like https://host:8000")
+    return url.rstrip("/")
+
+
+class Delivery:
+    """Sends in its own thread, so that a slow server never delays inspections. Use as a context manager."""
+
+    def __init__(self, spool: Spool, url: str, key: str | None, note: Callable[[str], None]) -> None:
+        """key: API key of the role inspector. note: called with what a person should know."""
+        self._spool, self._url, self._key, self._note = spool, check_server(url), key, note
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self._failures = 0
+        self._said = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(TIMEOUT_S + 5)
+
+    def wake(self) -> None:
+        """Say that something waits."""
+        self._wake.set()
+
+    def drain(self, seconds: float) -> None:
+        """Wait until nothing waits any more, at most so many seconds."""
+        self.wake()
+        waited = 0.0
+        while waited < seconds and self._thread.is_alive() and self._spool.waiting():
+            self._stopping.wait(0.05)
+            waited += 0.05
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                sent = self._round()
+            except Exception as e:  # what waits must still be sent
+                log.debug("delivery", exc_info=True)
+                self._failed(f"{e}" if isinstance(e, StorageError | InputError) else f"{type(e).__name__}: {e}")
+                sent = False
+            if not sent:
+                self._stopping.wait(BACKOFF.wait_s(self._failures))
+            else:
+                self._wake.wait(_IDLE_S)
+
+    def _round(self) -> bool:
+        """Send all that waits; False where the server could not take something."""
+        for entry in self._spool.waiting():
+            if self._stopping.is_set():
+                return True
+            try:
+                status, answer = self._post(entry)
+            except (OSError, http.client.HTTPException) as e:
+                self._failed(str(getattr(e, "reason", e)) or type(e).__name__)
+                return False
+            if 200 <= status < 300:
+                self._spool.sent(entry)
+                if self._failures:
+                    self._note(f"server {self._shown} is available again")
+                self._failures, self._said = 0, ""
+            elif status in _FINAL:
+                self._spool.refuse(entry, f"HTTP {status}: {answer}")
+                self._note(
+                    f"server {self._shown} refused {entry.inspection_id} (HTTP {status}: {answer}); kept in refused/"
+                )
+            else:
+                self._failed(f"HTTP {status}: {answer}")
+                return False
+        return True
+
+    def _failed(self, why: str) -> None:
+        self._failures += 1
+        if why != self._said:
+            self._note(f"server {self._shown}: {why}; reports are kept and sent later")
+        self._said = why
+
+    @property
+    def _shown(self) -> str:
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.hostname}"
+
+    def _post(self, entry: Entry) -> tuple[int, str]:
+        """Status and, where that is an error, the message of the answer. Raises OSError, HTTPException."""
+        files = {
+            "report": (REPORT, entry.read(REPORT)),
+            "image": (entry.filename, entry.read(PHOTO)),
+            "difference": (DIFFERENCE, entry.read(DIFFERENCE)),
+        }
+        body, kind = form(files)
+        request = urllib.request.Request(
+            f"{self._url}{_PATH}", body, {"Content-Type": kind, "User-Agent": "refdiff-edge"}
+        )
+        if self._key:
+            request.add_header("Authorization", f"Bearer {self._key}")
+        try:
+            context = ssl.create_default_context() if self._url.startswith("https") else None
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
+                return int(answer.status), ""
+        except urllib.error.HTTPError as e:
+            with e:
+                return e.code, _message(e.read(64_000))
+
+
+def _message(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["error"]["message"])[:_SHOWN]
+    except (ValueError, KeyError, TypeError):
+        return answer[:_SHOWN].decode("utf-8", "replace")
+
+
+def form(files: Mapping[str, tuple[str, bytes]]) -> tuple[bytes, str]:
+    """Body and content type of a multipart form: field -> file name and content."""
+    boundary = secrets.token_hex(16)
+    parts = []
+    for field, (name, data) in files.items():
+        safe = "".join(c if c.isprintable() and c not in '"\\' else "_" for c in name)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="{safe}"\r\n\r\n'
+        parts += [head.encode("utf-8", "replace"), data, b"\r\n"]
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"

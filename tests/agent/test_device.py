@@ -1,0 +1,309 @@
+"""A device decides as the installation that wrote its export, without torch; and refuses what is not that export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from edge_parity import ABSENT, Parity, device_reports, installation_reports, on_device, opened, parity
+from safetensors.numpy import load
+
+from refdiff.agent.device.device import Device
+from refdiff.agent.report.schema import DefectReport
+from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
+from refdiff.model.errors import DamagedError, InputError, RefDiffError, TamperedError
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.render import DefectSpec, Pose, render
+from refdiff.tools.exported.archive import Export
+from refdiff.tools.exported.export import export_product
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.specification import parse_spec
+
+KEY = b"a key of sixteen letters"
+SPEC = {
+    "scale_mm_per_px": 0.1,
+    "zones": [{"name": "corner", "kind": "ignore", "box": [0, 0, 40, 40]},
+              {"name": "middle", "kind": "critical", "box": [130, 90, 190, 150]}],
+    "limits": [{"type": "any", "max_length_mm": 2.0, "severity": "minor"},
+               {"type": "any", "severity": "major", "reject": True}],
+}  # fmt: skip
+
+
+def _turned(instance: int, angle: float, *defects: DefectSpec, size: tuple[int, int] = (240, 320)) -> bytes:
+    pose = Pose(angle_deg=angle)
+    return encode_png(render("moulded", 7, instance, size=size, pose=pose, noise_sigma=1.5, noise_seed=instance,
+                             defects=list(defects)).image)  # fmt: skip
+
+
+@dataclass
+class Made:
+    """A product, its exports by format, photos of parts, and what the installation reports of them."""
+
+    root: Path
+    exports: dict[GraphFormat, Path]
+    photos: list[Path]
+    reports: list[DefectReport]
+
+
+def _made(root: Path, photos: dict[str, bytes], goldens: list[bytes], spec: dict | None = None) -> Made:
+    for folder, files in (("good", dict(enumerate(goldens))), ("photos", photos)):
+        (root / folder).mkdir(parents=True)
+        for name, data in files.items():
+            (root / folder / f"{name}.png").write_bytes(data)
+    paths = [root / "photos" / f"{name}.png" for name in photos]
+    with opened(root) as workspace:
+        if spec is not None:
+            workspace.stores.products.set_spec("part", parse_spec(spec).model_dump(mode="json"), by="test")
+        enroll(workspace, "part", [root / "good"])
+        reports = installation_reports(workspace, "part", paths)
+        exports: dict[GraphFormat, Path] = {}
+        for graphs in GRAPH_FORMATS:
+            exports[graphs] = root / f"{graphs}.refdiff"
+            export_product(workspace, "part", exports[graphs], graphs=graphs, key=KEY)
+    return Made(root, exports, paths, reports)
+
+
+@pytest.fixture(scope="module")
+def number_format() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFDIFF_NUMBER_FORMAT", "float32")
+        yield
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory, number_format: None) -> Made:
+    """A moulded part that lies at any angle, with zones and limits; 22 golden samples."""
+    defects = [DefectSpec("scratch", size_mm=4.0), DefectSpec("dent", size_mm=2.0), DefectSpec("missing_component")]
+    photos = {f"good{i}": _turned(100 + i, 47.0 * i) for i in range(3)}
+    photos |= {f"bad{i}": _turned(200 + i, 31.0 + 95.0 * i, d) for i, d in enumerate(defects)}
+    photos["other"] = encode_png(render("label", 3, 1, size=(240, 320)).image)
+    goldens = [_turned(i, 16.4 * i) for i in range(22)]
+    return _made(tmp_path_factory.mktemp("turned"), photos, goldens, SPEC)
+
+
+def test_modules_that_decide_load_without_what_a_device_lacks() -> None:
+    code = f"import sys\nfor m in {ABSENT!r}: sys.modules[m] = None\n"
+    code += "import refdiff.agent.device.device, refdiff.server.device.command\nprint('loaded')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "loaded\n", done.stderr
+
+
+def _assert_same(found: Parity) -> None:
+    assert (found.verdicts, found.reasons, found.findings, found.corner_px) == (0, 0, 0, 0), found
+    assert found.p == 0
+    assert found.score < 1e-3, found
+
+
+@pytest.mark.parametrize("graphs", GRAPH_FORMATS)
+def test_turned_parts_get_the_same_verdicts_boxes_and_p_values(turned: Made, graphs: GraphFormat) -> None:
+    theirs = device_reports(turned.exports[graphs], turned.photos, "--threads", "1")
+    found = parity(turned.reports, theirs)
+    print(graphs, found)
+    _assert_same(found)
+    assert {r.verdict for r in theirs} >= {"PASS", "FAIL"}, "the photos are too alike to show anything"
+    assert all(r.judge.via == "fallback" and r.software.weights == turned.reports[0].software.weights for r in theirs)
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory, number_format: None) -> Made:
+    """Photos that are compared in four tiles and as a whole; 4 golden samples, so nothing fails."""
+    photos = {
+        "good": _turned(300, 5.0, size=(720, 720)),
+        "bad": _turned(301, -9.0, DefectSpec("scratch"), size=(720, 720)),
+    }
+    goldens = [_turned(i, 3.0 * i, size=(720, 720)) for i in range(4)]
+    return _made(tmp_path_factory.mktemp("tiled"), photos, goldens)
+
+
+@pytest.mark.parametrize("graphs", GRAPH_FORMATS)
+def test_parts_compared_in_tiles_get_the_same_scores(tiled: Made, graphs: GraphFormat) -> None:
+    _assert_same(parity(tiled.reports, device_reports(tiled.exports[graphs], tiled.photos, "--threads", "1")))
+    with Export(tiled.exports[graphs]) as export:
+        features = [name for name in export.manifest.parts if name.startswith("features/")]
+    # each golden sample as it is, its tiles, and the whole in its frame; the anchor lies in its own as it is
+    assert len(features) == 4 * (1 + 4 + 1) - 1
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory, number_format: None) -> Made:
+    """Solar cells of the demo; 22 golden samples."""
+    demo = pytest.importorskip("refdiff.server.cli.demo")
+    pytest.importorskip("elpv_dataset")
+    goldens, parts = demo.choose(demo.read_cells())
+    chosen = {i: c.path.read_bytes() for i, c in parts.items() if c.kind == "mono"}
+    good = [c.path.read_bytes() for c in goldens["solar-cell-mono"][:22]]
+    return _made(tmp_path_factory.mktemp("cells"), chosen, good)
+
+
+@pytest.mark.parametrize("graphs", GRAPH_FORMATS)
+def test_solar_cells_get_the_same_verdicts_boxes_and_p_values(cells: Made, graphs: GraphFormat) -> None:
+    found = parity(cells.reports, device_reports(cells.exports[graphs], cells.photos, "--threads", "1"))
+    print(graphs, found)
+    _assert_same(found)
+
+
+def test_report_differs_from_the_installations_only_in_what_no_tool_was_asked_for(turned: Made) -> None:
+    [theirs] = device_reports(turned.exports["openvino"], turned.photos[3:4], "--threads", "1")
+    ours = turned.reports[3].model_dump(mode="json")
+    own = {"inspection_id", "created_at", "requested_by", "request", "evidence", "tool_trace", "timings_ms", "judge",
+           "artefacts", "image_score", "findings"}  # fmt: skip
+    device = theirs.model_dump(mode="json")
+    assert {k: v for k, v in device.items() if k not in own} == {k: v for k, v in ours.items() if k not in own}
+    cited = {"evidence", "confidence", "reasoning", "expected", "moved"}
+    for one, other in zip(device["findings"], ours["findings"], strict=True):
+        assert {k: v for k, v in one.items() if k not in cited} == {k: v for k, v in other.items() if k not in cited}
+
+
+def test_python_call_inspects_files_bytes_and_arrays_alike(turned: Made) -> None:
+    photo = turned.photos[3]
+    image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+    with Device.open(turned.exports["openvino"], KEY) as device:
+        reports = [device.inspect(p, "4412") for p in (photo, photo.read_bytes(), np.asarray(image, np.uint8))]
+    assert len({(r.verdict, r.image_score, r.verdict_reason) for r in reports}) == 1
+    assert reports[0].part_id == "4412"
+
+
+# ---- what is not the export ----
+
+
+def _copy(made: Made, name: str) -> Path:
+    return Path(shutil.copy(made.exports["openvino"], made.root / name))
+
+
+def _rewritten(path: Path, part: str, change: bytes) -> Path:
+    """The export with another content of one member, its zip checksums right."""
+    with zipfile.ZipFile(path) as archive:
+        members = {i.filename: archive.read(i) for i in archive.infolist()}
+    members[part] = change
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return path
+
+
+def _cut_off(made: Made) -> Path:
+    path = _copy(made, "cut.refdiff")
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path
+
+
+def _changed_byte(made: Made) -> Path:
+    path = _copy(made, "changed.refdiff")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    return path
+
+
+def _changed_part(made: Made) -> Path:
+    path = _copy(made, "part.refdiff")
+    with zipfile.ZipFile(path) as archive:
+        content = json.loads(archive.read("product.json"))
+    content["calibration"]["scores"] = [s + 1 for s in content["calibration"]["scores"]]
+    return _rewritten(path, "product.json", json.dumps(content).encode())
+
+
+def _other_format(made: Made) -> Path:
+    path = _copy(made, "format.refdiff")
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    return _rewritten(path, "manifest.json", json.dumps(manifest | {"format": 99}).encode())
+
+
+def _forged(made: Made) -> Path:
+    path = _copy(made, "forged.refdiff")
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    return _rewritten(path, "manifest.json", json.dumps(manifest | {"created_by": "somebody"}).encode())
+
+
+def _no_zip(made: Made) -> Path:
+    path = made.root / "text.refdiff"
+    path.write_text("not a zip")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (_cut_off, DamagedError, "cut off"),
+        (_changed_byte, DamagedError, "(not what was exported|damaged)"),
+        (_changed_part, DamagedError, "product.json is not what was exported"),
+        (_other_format, InputError, "format 99"),
+        (_forged, TamperedError, "not signed by the key"),
+        (_no_zip, DamagedError, "no export"),
+        (lambda made: made.root / "none.refdiff", InputError, "no such file"),
+    ],
+)
+def test_what_is_not_as_exported_is_refused(turned: Made, spoil, error: type[RefDiffError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Device.open(spoil(turned), KEY)
+
+
+def test_wrong_key_and_missing_signature_are_refused(turned: Made) -> None:
+    with pytest.raises(TamperedError, match="not signed by the key"):
+        Device.open(turned.exports["onnx"], b"another key of letters")
+    with opened(turned.root) as workspace:
+        export_product(workspace, "part", turned.root / "plain.refdiff")
+    with pytest.raises(TamperedError, match="is not signed"):
+        Device.open(turned.root / "plain.refdiff", KEY)
+    Device.open(turned.root / "plain.refdiff").workspace.close()
+
+
+def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.model.difference.patch_distance.VERSION", "fused-next")
+    with pytest.raises(InputError, match="scores are computed in another way"):
+        Device.open(turned.exports["openvino"])
+
+
+def test_product_without_calibration_or_of_heat_is_not_exported(tmp_path: Path, number_format: None) -> None:
+    (tmp_path / "one.png").write_bytes(_turned(1, 0))
+    with opened(tmp_path) as workspace:
+        enroll(workspace, "single", [tmp_path / "one.png"])
+        with pytest.raises(InputError, match="no calibration"):
+            export_product(workspace, "single", tmp_path / "single.refdiff")
+        workspace.stores.products.set_kind("hot", "thermal")
+        with pytest.raises(InputError, match="no network"):
+            export_product(workspace, "hot", tmp_path / "hot.refdiff")
+        with pytest.raises(InputError, match="no product"):
+            export_product(workspace, "nothing", tmp_path / "nothing.refdiff")
+    assert not list(tmp_path.glob("*.refdiff"))
+
+
+def test_command_says_what_is_wrong_with_exit_codes(turned: Made, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    export = turned.exports["openvino"]
+    assert on_device("verify", export).stdout.endswith("signature not checked (REFDIFF_EXPORT_KEY is not set)\n")
+    wrong = {
+        ("verify", _cut_off(turned)): (65, "cut off"),
+        ("inspect", export, tmp_path / "bad.png"): (65, "not an image"),
+        ("inspect", export, tmp_path / "none.png"): (65, "cannot be read"),
+        ("inspect", export): (64, "PHOTO"),
+        ("nothing",): (64, "nothing"),
+    }
+    for arguments, (code, says) in wrong.items():
+        done = on_device(*arguments, check=False)
+        assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    for verdict, code in (("PASS", 0), ("FAIL", 1)):
+        photo = next(p for p, r in zip(turned.photos, turned.reports, strict=True) if r.verdict == verdict)
+        assert on_device("inspect", export, photo, check=False).returncode == code
+
+
+def test_export_holds_nothing_unlisted_and_no_format_that_executes(turned: Made) -> None:
+    with Export(turned.exports["onnx"], KEY) as export, zipfile.ZipFile(export.path) as archive:
+        names = set(archive.namelist())
+        assert names == {*export.manifest.parts, "manifest.json", "signature.json"}
+        assert {Path(n).suffix for n in names} == {"", ".json", ".safetensors", ".onnx"}
+        read = export.arrays("vectors.safetensors")
+        right = load(archive.read("vectors.safetensors"))
+        assert all(np.array_equal(read[name], value) for name, value in right.items())
+        assert read.keys() == right.keys()

@@ -1,0 +1,181 @@
+"""A device beside a real server: what it inspected is filed there once, through outages and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from edge_parity import ABSENT
+
+from refdiff.agent.device.device import Device, DeviceRecord
+from refdiff.server.device.delivery import Delivery, form
+from refdiff.server.device.spool import Spool
+from refdiff.tools.exported.export import export_product
+
+from .conftest import Running
+
+_NO_GOLDEN = "g-000000000000"
+_WATCH = f"""
+import sys
+for name in {ABSENT!r}:
+    sys.modules[name] = None
+from refdiff.server.device.command import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def export(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "board.refdiff"
+    export_product(server.service.workspace, "board", path)
+    return path
+
+
+def _send(server: Running, record: DeviceRecord, photo: bytes, **other: bytes) -> Any:
+    parts = {
+        "report": record.report.model_dump_json().encode(),
+        "image": photo,
+        "difference": record.difference,
+    } | other
+    body, kind = form({name: (name, data) for name, data in parts.items()})
+    return server.client.post("/v1/devices/reports", content=body, headers={"Content-Type": kind})
+
+
+def test_report_of_a_device_is_filed_once_and_drawn(server: Running, export: Path) -> None:
+    photo = server.photos["bad.png"]
+    with Device.open(export) as device:
+        record = device.record(photo, "D-1", requested_by="cell 7")
+    answers = [_send(server, record, photo) for _ in range(2)]
+    assert [a.status_code for a in answers] == [201, 201], answers[0].text
+    filed = [r for r in server.service.stores.inspections.list(limit=1000) if r.part_id == "D-1"]
+    assert [r.inspection_id for r in filed] == [record.report.inspection_id]
+    assert filed[0].report["requested_by"].startswith("cell 7 (")
+    assert filed[0].report["image_score"] == record.report.image_score
+    assert [c.sha256 for c in server.service.stores.captures.history("D-1")] == [record.report.query_sha256]
+    overlay = server.client.get(f"/v1/inspections/{record.report.inspection_id}/artefacts/overlay")
+    assert overlay.status_code == 200
+    assert cv2.imdecode(np.frombuffer(overlay.content, np.uint8), cv2.IMREAD_COLOR).size
+    assert server.service.stores.audit.verify_store().problem is None
+
+
+def test_what_does_not_belong_together_is_refused(server: Running, export: Path) -> None:
+    photo = server.photos["good.png"]
+    with Device.open(export) as device:
+        record = device.record(photo, "D-2")
+    report = json.loads(record.report.model_dump_json())
+
+    def sent(changed: dict[str, Any]) -> Any:
+        return _send(server, record, photo, report=json.dumps(report | changed).encode())
+
+    refused = {
+        "not the photo": _send(server, record, server.photos["bad.png"]),
+        "no report of this version": _send(server, record, photo, report=b"{}"),
+        "product 'gear' is not known": sent({"product": "gear"}),
+        "is another one here": sent({"reference": report["reference"] | {"sha256": "0" * 64}}),
+        "golden sample g-000000000000 is not known": sent(
+            {"reference": report["reference"] | {"golden_id": "g-" + "0" * 12}}
+        ),
+        "whose judge is the script": sent({"judge": report["judge"] | {"via": "embedded"}}),
+        "is damaged": _send(server, record, photo, difference=b"no picture"),
+    }
+    for says, answer in refused.items():
+        assert answer.status_code == 422, answer.text
+        assert says in answer.json()["error"]["message"]
+    assert server.service.stores.inspections.find(record.report.inspection_id) is None
+    viewer = server.key("viewer")
+    body, kind = form({"report": ("r", b"{}"), "image": ("i", photo), "difference": ("d", b"")})
+    answer = server.client.post("/v1/devices/reports", content=body, headers={"Content-Type": kind, **viewer})
+    assert answer.status_code == 403
+
+
+def _photos(server: Running, folder: Path, count: int) -> list[str]:
+    """Photos of that many parts, each a little different."""
+    folder.mkdir(exist_ok=True)
+    image = cv2.imdecode(np.frombuffer(server.photos["good.png"], np.uint8), cv2.IMREAD_COLOR)
+    names = [f"{folder.name}-{i:03d}" for i in range(count)]
+    rng = np.random.default_rng(0)
+    for name in names:
+        noisy = np.clip(image + rng.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{name}.tmp.png"), noisy)
+        (folder / f"{name}.tmp.png").rename(folder / f"{name}.png")
+    return names
+
+
+def _start(export: Path, folder: Path, out: Path, url: str, key: str, *more: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_")} | {"REFDIFF_API_KEY": key}
+    command = [sys.executable, "-c", _WATCH, "watch", str(export), str(folder), "--out", str(out), "--server", url,
+               "--threads", "1", *more]  # fmt: skip
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_watch_survives_kills_and_an_outage_and_files_each_part_once(
+    server: Running, export: Path, tmp_path: Path
+) -> None:
+    names = _photos(server, tmp_path / "line", 12)
+    out, key = tmp_path / "out", server.key("inspector", "device 1")["Authorization"].removeprefix("Bearer ")
+    away = f"http://127.0.0.1:{_free_port()}"
+    for killed_after in (1, 4):  # reports; the server is away
+        running = _start(export, tmp_path / "line", out, away, key)
+        deadline = time.monotonic() + 60
+        while len(list((out / "reports").glob("*.json"))) < killed_after:
+            assert time.monotonic() < deadline
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+    assert list((out / "outbox").iterdir())
+    running = _start(export, tmp_path / "line", out, server.url, key, "--once", "--drain-s", "60")
+    said, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors
+    assert json.loads(said)["waiting"] == json.loads(said)["refused"] == 0, errors
+    here = {json.loads(p.read_text())["part_id"]: p.stem for p in (out / "reports").glob("*.json")}
+    assert sorted(here) == names
+    assert len(list((out / "reports").iterdir())) == len(names)
+    filed = [r for r in server.service.stores.inspections.list(limit=1000) if r.part_id.startswith("line-")]
+    assert {r.part_id: r.inspection_id for r in filed} == here
+    assert len(filed) == len(names)
+    assert sorted(p.stem for p in (tmp_path / "line" / "done").iterdir()) == names
+
+
+def test_watch_quarantines_what_is_no_image_and_keeps_what_the_server_refuses(
+    server: Running, export: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / "broken.png").write_bytes(b"no image")
+    os.utime(tmp_path / "line" / "broken.png", (time.time() - 60, time.time() - 60))
+    running = _start(export, tmp_path / "line", tmp_path / "out", server.url, "rdk-wrong", "--once", "--drain-s", "1")
+    said, errors = running.communicate(timeout=60)
+    assert json.loads(said)["quarantined"] == 1, errors
+    assert "not an image" in (tmp_path / "line" / "quarantine" / "broken.png.reason.txt").read_text()
+    _photos(server, tmp_path / "line", 1)
+    spool, notes = Spool(tmp_path / "out", sends=True), []
+    running = _start(export, tmp_path / "line", tmp_path / "out", server.url, "rdk-wrong", "--once", "--drain-s", "1")
+    said, errors = running.communicate(timeout=60)
+    assert json.loads(said)["waiting"] == 1
+    assert "HTTP 401" in errors
+    [entry] = spool.waiting()
+    (entry.folder / "photo").write_bytes(b"another photo")
+    key = server.key("inspector", "device 1")["Authorization"].removeprefix("Bearer ")
+    with Delivery(spool, server.url, key, notes.append) as delivery:
+        delivery.drain(20)
+    assert spool.counts() == {"reports": 1, "waiting": 0, "refused": 1}
+    assert "not the photo" in notes[0]
+    [folder] = (tmp_path / "out" / "refused").iterdir()
+    assert "HTTP 422" in (folder / "reason.txt").read_text()
+    shutil.rmtree(folder)

@@ -1,0 +1,236 @@
+"""Products of height maps and of point clouds: read as stated, compared in mm, and closed to what is of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.memory.settings import MemorySettings
+from refdiff.model.errors import ImageError, SpecError
+from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
+from refdiff.model.synthesis.height import Defect, SolidPart, depth_png, ply, xyz_tiff
+from refdiff.model.synthesis.render import render
+from refdiff.tools.framing.frames import place_of
+from refdiff.tools.golden_samples.captures import record_capture
+from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.calibration import calibrate, calibration_key
+from refdiff.tools.inspection.fineness import check_specification
+from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
+from refdiff.tools.inspection.kept_difference import KeptDifference
+from refdiff.tools.inspection.methods import METHODS
+from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.kinds.reading import Quantity
+from refdiff.tools.workspace import Workspace
+
+PART = SolidPart("bracket")
+SIZE = (160, 160)
+MM_PER_PX = 0.75
+DEPTH: dict[str, Any] = {"unit_mm": 1, "values": "distance"}
+BULGE = Defect("bulge", 1.2, 36.0, 17.0, 8.0)
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def height_tiff(seed: int, defect: Defect | None = None, **how: Any) -> bytes:
+    made = PART.height_map(rng(1, seed), defect, size=SIZE, mm_per_px=MM_PER_PX, **how)
+    return xyz_tiff(made.mm, MM_PER_PX)
+
+
+def scan(seed: int, defect: Defect | None = None, **how: Any) -> bytes:
+    return ply(PART.cloud(rng(2, seed), 8000, defect, **how).points)
+
+
+def photo() -> bytes:
+    return encode_png(render("circuit", 1, 1, size=(96, 128), noise_seed=1).image)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+    with Workspace.open(memory=memory, model=ModelSettings(cache=tmp_path / "cache", working_px=96)) as workspace:
+        yield workspace
+
+
+def stated(workspace: Workspace, product: str, spec: dict[str, Any]) -> None:
+    workspace.stores.products.set_spec(product, parse_spec(spec).model_dump(mode="json"))
+
+
+def with_height_maps(workspace: Workspace, n: int, **more: Any) -> None:
+    stated(workspace, "plate", {"depth": DEPTH | more})
+    files = [Upload(f"{i}.tiff", height_tiff(i)) for i in range(n)]
+    result = enroll(workspace, "plate", files, kind="depth")
+    assert len(result.added) == n, result.refused
+
+
+def with_clouds(workspace: Workspace, n: int) -> None:
+    pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
+    stated(workspace, "scan", {"cloud": {"unit_mm": 1}})
+    result = enroll(workspace, "scan", [Upload(f"{i}.ply", scan(i)) for i in range(n)], kind="cloud")
+    assert len(result.added) == n, result.refused
+
+
+def inspected(workspace: Workspace, product: str, part: str, data: bytes) -> PhotoInspection:
+    capture = record_capture(
+        workspace.stores, part, product, Upload("p", data), settings=workspace.model_settings, read=workspace.keep_read
+    )
+    return inspect_photo(workspace, capture)
+
+
+def values(result: PhotoInspection) -> dict[str, Quantity]:
+    return {q.name: q for q in result.regions[0].described.quantities}
+
+
+def test_bulge_on_a_turned_height_map_is_measured_in_mm_and_a_good_part_is_not_marked(workspace: Workspace) -> None:
+    with_height_maps(workspace, 8)
+    calibrate(workspace, "plate")
+    product = workspace.stores.products.get("plate")
+    assert product is not None
+    assert product.kind == "depth"
+    bad = inspected(workspace, "plate", "bad", height_tiff(100, BULGE))
+    found = values(bad)
+    assert bad.regions[0].described.called == "high_spot"
+    assert bad.scale.mm_per_px == pytest.approx(MM_PER_PX, rel=1e-3), "the file says it"
+    deviation = found["deviation_mm"]
+    assert deviation.uncertainty is not None
+    assert abs(deviation.value - BULGE.height_mm) <= deviation.uncertainty + 0.05
+    assert found["volume_mm3"].value == pytest.approx(0.81 * BULGE.height_mm * np.pi * 64, rel=0.3)
+    assert found["highest_deviation_mm"].value >= found["mean_deviation_mm"].value > found["lowest_deviation_mm"].value
+    good = inspected(workspace, "plate", "good", height_tiff(101))
+    assert bad.comparison.difference.score > 3 * good.comparison.difference.score
+    assert any("this is removed from all differences" in note for note in good.remarks.notes)
+    assert not good.problems
+
+
+def test_position_is_in_the_frame_of_the_golden_samples_whichever_way_the_part_lies(workspace: Workspace) -> None:
+    with_height_maps(workspace, 4)
+    places = []
+    for seed in (110, 111):
+        found = values(inspected(workspace, "plate", str(seed), height_tiff(seed, BULGE)))
+        places.append((found["frame_x_mm"].value, found["frame_y_mm"].value))
+    assert np.hypot(*np.subtract(*places)) < 6
+
+
+def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Workspace) -> None:
+    with_height_maps(workspace, 4)
+    made = PART.height_map(rng(1, 120), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0)
+    small = inspected(workspace, "plate", "small", xyz_tiff(made.mm, MM_PER_PX))
+    assert not small.problems
+    assert any("holes" in note for note in small.remarks.notes)
+    middle = made.mm.copy()
+    middle[70:90, 90:115] = np.nan
+    large = inspected(workspace, "plate", "large", xyz_tiff(middle, MM_PER_PX))
+    assert any("max_hole_percent" in problem for problem in large.problems)
+    assert large.comparison.difference.score == pytest.approx(small.comparison.difference.score, abs=0.3)
+
+
+def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3, max_offset_mm=5, max_tilt_deg=2)
+    made = PART.height_map(rng(1, 130), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
+    tilted = made + 0.06 * MM_PER_PX * np.arange(SIZE[1], dtype=np.float32)
+    for part, mm, said in (("high", made + 9, "max_offset_mm"), ("tilted", tilted, "max_tilt_deg")):
+        problems = inspected(workspace, "plate", part, xyz_tiff(mm.astype(np.float32), MM_PER_PX)).problems
+        assert any(said in problem for problem in problems), problems
+
+
+def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3)
+    result = inspected(workspace, "plate", "1", height_tiff(140, BULGE))
+    comparison, difference = result.comparison, result.comparison.difference
+    kept = KeptDifference(
+        difference.anomaly_map, result.threshold, comparison.nearest.alignment.matrix, fit=difference.fit
+    )
+    kept = KeptDifference.decode(kept.encode())
+    capture = workspace.stores.captures.list()[0]
+    query, golden = workspace.reading(capture.sha256, "plate"), workspace.golden_reading(comparison.nearest.golden)
+    planes = METHODS["depth"].planes(query, golden, kept)
+    assert planes is not None
+    assert difference.height is not None
+    both = np.isfinite(planes.signed) & np.isfinite(difference.height.signed)
+    assert both.mean() > 0.8
+    assert np.median(np.abs(planes.signed - difference.height.signed)[both]) < 0.05
+
+
+def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first(workspace: Workspace) -> None:
+    with_clouds(workspace, 6)
+    places = {place_of(workspace, g).anchor_id for g in workspace.bank.list("scan")}
+    assert len(places) == 1, "all in one frame"
+    calibrate(workspace, "scan")
+    bad = [inspected(workspace, "scan", str(s), scan(s, BULGE)) for s in (200, 201)]
+    good = inspected(workspace, "scan", "good", scan(202))
+    assert not good.problems, good.problems
+    for result in bad:
+        assert result.comparison.difference.score > 1.5 * good.comparison.difference.score
+        region = result.regions[0]
+        assert region.described.called == "extra_material"
+        assert region.measurement.place.endswith("view")
+        deviation = values(result)["deviation_mm"]
+        assert deviation.uncertainty is not None
+        assert abs(deviation.value - BULGE.height_mm) <= deviation.uncertainty + 0.1
+    at = [np.array([values(r)[f"frame_{axis}_mm"].value for axis in "xyz"]) for r in bad]
+    assert np.linalg.norm(at[0] - at[1]) < 8
+
+
+def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it_is_much(workspace: Workspace) -> None:
+    with_clouds(workspace, 3)
+    found = inspected(workspace, "scan", "part", scan(210, partial=0.35))
+    assert any("was not measured" in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.parametrize(
+    ("product", "data", "said"),
+    [
+        ("plate", photo, "not a height map"),
+        ("plate", lambda: scan(1), "holds a point cloud"),
+        ("scan", photo, "a picture, not a point cloud"),
+        ("scan", lambda: height_tiff(1), "a picture, not a point cloud"),
+        ("board", lambda: scan(1), "holds a point cloud"),
+        ("board", lambda: height_tiff(1), "cannot be read"),
+        ("board", lambda: depth_png(PART.height_map(rng(1), size=SIZE).mm), "intensity window"),
+    ],
+)
+def test_file_of_another_kind_is_refused_by_name(workspace: Workspace, product: str, data: Any, said: str) -> None:
+    if product == "plate":
+        with_height_maps(workspace, 1)
+    elif product == "scan":
+        with_clouds(workspace, 1)
+    else:
+        enroll(workspace, "board", [Upload("p.png", photo())])
+    with pytest.raises(ImageError, match=said):
+        record_capture(workspace.stores, "1", product, Upload("p", data()), settings=workspace.model_settings)
+
+
+def test_what_a_number_means_cannot_change_once_golden_samples_are_enrolled(workspace: Workspace) -> None:
+    with_height_maps(workspace, 1)
+    with pytest.raises(SpecError, match="cannot change"):
+        check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"unit_mm": 2}}))
+    before = calibration_key(workspace, "plate", 4)
+    pictures = parse_spec(
+        {"depth": DEPTH | {"palette": "iron"}, "limits": [{"max_deviation_mm": 1, "severity": "minor"}]}
+    )
+    check_specification(workspace, "plate", pictures)
+    workspace.stores.products.set_spec("plate", pictures.model_dump(mode="json"))
+    assert calibration_key(workspace, "plate", 4) == before
+
+
+@pytest.mark.parametrize(
+    ("quantity", "said"),
+    [
+        (Quantity("delta_k", "", 12.34, "K", 0.84), "+12.3 ± 0.8 K"),
+        (Quantity("mean_c", "", 61.26, "°C"), "61.3 °C"),
+        (Quantity("deviation_mm", "", -0.34221, "mm", 0.0213), "-0.342 ± 0.021 mm"),
+        (Quantity("deviation_mm", "", 12.3456, "mm", 1.2), "+12.3 ± 1.2 mm"),
+        (Quantity("volume_mm3", "", 184.2, "mm³", 31.0), "184 ± 31 mm³"),
+        (Quantity("frame_x_mm", "", 40.1234, "mm"), "40.1 mm"),
+        (Quantity("unlikeness", "", 55.0, ""), "55.0"),
+    ],
+)
+def test_quantity_is_said_with_as_many_digits_as_it_is_known(quantity: Quantity, said: str) -> None:
+    assert quantity.said == said
