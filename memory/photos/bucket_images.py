@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Iterator
+from io import BufferedIOBase, BufferedReader, BytesIO
 from typing import Any
 
 from refdiff.memory.photos.image_store import ImageStore, check_sha256, is_sha256
@@ -65,21 +68,30 @@ class BucketImages(ImageStore):
         return found
 
     def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data)
+        return self.put_file(BytesIO(data))
+
+    def put_file(self, file: BufferedIOBase) -> str:
+        """As `put`, with all that is in a file that can be read again."""
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
         sha256, checksum = digest.hexdigest(), base64.b64encode(digest.digest()).decode()
         about = self._about(self._key(sha256))
         # one with another checksum, or none, may be damaged: writing it anew repairs it
         if about is None or about.get("ChecksumSHA256") != checksum or not self.mark_used(sha256):
+            file.seek(0)
             with self._errors():
-                self._client.put_object(Bucket=self._bucket, Key=self._key(sha256), Body=data, ChecksumSHA256=checksum)
+                self._client.put_object(Bucket=self._bucket, Key=self._key(sha256), Body=file, ChecksumSHA256=checksum)
         return sha256
 
-    def read(self, sha256: str) -> bytes:
+    @contextlib.contextmanager
+    def opened(self, sha256: str) -> Iterator[BufferedIOBase]:
         try:
             with self._errors():
-                return bytes(self._client.get_object(Bucket=self._bucket, Key=self._key(sha256))["Body"].read())
+                found = self._client.get_object(Bucket=self._bucket, Key=self._key(sha256))["Body"]
         except _AbsentError as e:
             raise UnknownRecordError(f"image {sha256[:12]}... is not in {self.url}; send the photo again") from e
+        with BufferedReader(found) as file, self._errors():
+            yield file
 
     def size(self, sha256: str) -> int | None:
         about = self._about(self._key(sha256))
@@ -101,13 +113,18 @@ class BucketImages(ImageStore):
             return 0
         if used_at >= since:
             return None
-        data = self.read(sha256)
-        self._delete(self._key(sha256))
-        if _time(self._about(self._mark(sha256))) >= since:  # marked just before: whoever did so relies on it
-            self.put(data)
-            return None
-        self._delete(self._mark(sha256))
-        return len(data)
+        with tempfile.TemporaryFile() as kept:
+            try:
+                with self.opened(sha256) as found:
+                    shutil.copyfileobj(found, kept)
+            except UnknownRecordError:  # another process removes it, too
+                return 0
+            self._delete(self._key(sha256))
+            if _time(self._about(self._mark(sha256))) >= since:  # marked just before: whoever did so relies on it
+                self.put_file(kept)
+                return None
+            self._delete(self._mark(sha256))
+            return kept.tell()
 
     def _delete(self, key: str) -> None:
         with self._errors():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from io import BufferedIOBase
 from pathlib import Path
 
 from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
-from refdiff.model.files import TEMPORARY, make_folder, open_folder, storage_error, write_atomic
+from refdiff.model.files import TEMPORARY, make_folder, storage_error, write_atomic
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -51,17 +54,26 @@ class ImageStore(ABC):
         """
 
     @abstractmethod
-    def read(self, sha256: str) -> bytes:
-        """The bytes that are kept under that id, damaged or not. Raises UnknownRecordError if absent."""
+    def opened(self, sha256: str) -> AbstractContextManager[BufferedIOBase]:
+        """What is kept under that id, damaged or not, to be read once, in pieces. Raises UnknownRecordError if absent."""
 
     def get(self, sha256: str) -> bytes:
         """The bytes of that image. Raises UnknownRecordError if absent, DamagedError."""
-        data = self.read(sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
+        with self.opened(sha256) as file:
+            data = file.read()
+        self._compare(sha256, hashlib.sha256(data).hexdigest())
+        return data
+
+    def check(self, sha256: str) -> None:
+        """As `get`, but without holding the image in memory."""
+        with self.opened(sha256) as file:
+            self._compare(sha256, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def _compare(self, sha256: str, found: str) -> None:
+        if found != sha256:
             raise DamagedError(
                 f"{self.where(sha256)}: the image is damaged (its sha256 differs from its name); send the photo again"
             )
-        return data
 
     @abstractmethod
     def size(self, sha256: str) -> int | None:
@@ -84,10 +96,10 @@ class ImageStore(ABC):
 
 
 class FolderImages(ImageStore):
-    """Files `root/<first two digits>/<sha256>`."""
+    """Files `root/<first two digits>/<sha256>`; the folder is made with the first one."""
 
     def __init__(self, root: Path) -> None:
-        self.root = open_folder(root)
+        self.root = root
 
     def path(self, sha256: str) -> Path:
         """Where the file of that id is or would be. Raises InputError if `sha256` is not one."""
@@ -121,14 +133,20 @@ class FolderImages(ImageStore):
         except FileNotFoundError:  # it is being removed
             return False
 
-    def read(self, sha256: str) -> bytes:
+    @contextlib.contextmanager
+    def opened(self, sha256: str) -> Iterator[BufferedIOBase]:
         path = self.path(sha256)
         try:
-            return path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError as e:
             raise UnknownRecordError(f"image {sha256[:12]}... is not in {self.root}; send the photo again") from e
         except OSError as e:
             raise storage_error(path, e) from e
+        with file:
+            try:
+                yield file
+            except OSError as e:
+                raise storage_error(path, e) from e
 
     def size(self, sha256: str) -> int | None:
         about = self._stat(sha256)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -164,9 +165,10 @@ def _write(
         manifest.files.append(writer.add(place.as_posix(), source))
         progress("files", len(manifest.files), total)
 
-    def add_bytes(place: Path, data: bytes) -> None:
+    def add_copy(place: Path, source: io.BufferedIOBase) -> None:
+        """Of what may break off, or is no file."""
         with tempfile.TemporaryFile(dir=scratch) as kept:
-            kept.write(data)
+            shutil.copyfileobj(source, kept)
             kept.seek(0)
             add(place, kept)
 
@@ -175,13 +177,14 @@ def _write(
             add(place, source)
         copy.unlink()
     if head is not None:
-        add_bytes(Path(AUDIT_HEAD), head)
+        add_copy(Path(AUDIT_HEAD), io.BytesIO(head))
     for place in others:
         with _opened(home / place) as other:
             add(place, other)
-    for sha256 in photos:
-        with contextlib.suppress(UnknownRecordError):  # removed meanwhile
-            add_bytes(Path(PHOTOS, sha256[:2], sha256), images.read(sha256) if images else b"")
+    if images is not None:
+        for sha256 in photos:
+            with contextlib.suppress(UnknownRecordError), images.opened(sha256) as photo:  # or removed meanwhile
+                add_copy(Path(PHOTOS, sha256[:2], sha256), photo)
     text = json.dumps({"refdiff_backup": FORMAT} | asdict(manifest), indent=1) + "\n"
     with tempfile.TemporaryFile(dir=scratch) as listed:
         listed.write(text.encode())

@@ -133,13 +133,15 @@ class _Doctor:
                 store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
                 self._found.bytes[store] = self._found.bytes.get(store, 0) + size
         sound = self._databases()
+        images, photos = self._listed()
         if Path(MAIN) in sound or self._settings.database_url is not None:
             self._records(sound)
             sound = {
                 place for place in sound if (self._home / place).exists()
             }  # opening it may have moved earlier ones
         self._bank()
-        self._photos(sound)
+        if images is not None:
+            self._photos(images, photos, sound)
         self._leftovers()
         self._exposed()
         return self._found
@@ -300,13 +302,20 @@ class _Doctor:
         for golden in bank.goldens:
             self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
 
-    def _photos(self, sound: set[Path]) -> None:
-        damaged = []
+    def _listed(self) -> tuple[ImageStore | None, set[str]]:
+        """All photos. Before the records are read: what is removed meanwhile is not missing."""
         try:
             images = open_images(self._settings)
-            photos = {*images.ids()}
+            return images, {*images.ids()}
+        except RefDiffError as e:
+            self._add("unreadable", "the photos", [str(e)], "see the message")
+            return None, set()
+
+    def _photos(self, images: ImageStore, photos: set[str], sound: set[Path]) -> None:
+        damaged = []
+        try:
             if missing := self._named.keys() - photos:
-                missing -= {*images.ids()}  # what came since they were listed
+                missing -= {*images.ids()}  # those that came since
             for done, sha256 in enumerate(sorted(photos) if self._deep else (), start=1):
                 self._progress("reading photos", done, len(photos))
                 if _is_damaged(images, sha256):
@@ -373,7 +382,7 @@ def _json(data: str) -> dict[str, Any]:
 
 def _is_damaged(images: ImageStore, sha256: str) -> bool:
     try:
-        images.get(sha256)
+        images.check(sha256)
     except (DamagedError, StorageError):  # also a file that cannot be read
         return True
     except UnknownRecordError:  # removed meanwhile

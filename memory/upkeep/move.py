@@ -74,7 +74,9 @@ def move_photos(settings: MemorySettings, progress: Progress = silent) -> int:
         here, there = FolderImages(home / PHOTOS), BucketImages(url)
         photos = sorted(here.ids())
         for number, sha256 in enumerate(photos, start=1):
-            there.put(here.get(sha256))
+            here.check(sha256)
+            with here.opened(sha256) as photo:
+                there.put_file(photo)
             progress("photos", number, len(photos))
         _rename(home / PHOTOS, home / PHOTOS_MOVED)
         open_images(settings)  # which notes where they are

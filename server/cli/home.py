@@ -149,8 +149,9 @@ def backup(
         output.note(f"{len(made.damaged)} photos were damaged already; `refdiff doctor` names them")
     if made.missing:
         output.note(
-            f"{len(made.missing)} photos of parts are not in {shown_path(memory.home)}, and not in this backup; is that the "
-            "folder of these records (REFDIFF_HOME)? `refdiff doctor` names them"
+            f"{len(made.missing)} photos of parts are not in {memory.objects_url or shown_path(memory.home)}, and not in "
+            f"this backup; is that where these records have them ({'REFDIFF_OBJECTS_URL' if images else 'REFDIFF_HOME'})? "
+            "`refdiff doctor` names them"
         )
     lacks = {"damaged": made.damaged, "missing": made.missing}
     emit(_written(target, made) | lacks, f"{_size(made)} in {shown_path(target)}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +41,13 @@ def bucket(s3: OwnS3) -> BucketImages:
 def test_photo_is_found_by_its_sha256(images: ImageStore) -> None:
     assert (list(images.ids()), images.size(SHA256), images.used_at(SHA256)) == ([], None, None)
     assert not images.mark_used(SHA256)
-    with pytest.raises(UnknownRecordError, match="send the photo again"):
-        images.get(SHA256)
+    for call in (images.get, images.check):
+        with pytest.raises(UnknownRecordError, match="send the photo again"):
+            call(SHA256)
     before = time.time() - 2
     assert images.put(DATA) == images.put(DATA) == SHA256
     assert images.get(SHA256) == DATA
+    images.check(SHA256)
     assert (list(images.ids()), images.size(SHA256)) == ([SHA256], len(DATA))
     used_at = images.used_at(SHA256)
     assert used_at
@@ -81,12 +86,55 @@ def test_photo_that_is_marked_while_it_is_removed_stays(bucket: BucketImages, mo
     assert bucket.get(SHA256) == DATA
 
 
+def test_photo_that_two_remove_at_once_is_counted_once(bucket: BucketImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put(DATA)
+    opened, since = bucket.opened, time.time() + 60
+
+    def removed_before(sha256: str) -> Any:
+        assert BucketImages(bucket.url).remove_unused(sha256, since) == len(DATA)
+        return opened(sha256)
+
+    monkeypatch.setattr(bucket, "opened", removed_before)
+    assert bucket.remove_unused(SHA256, since) == 0
+    assert list(bucket.ids()) == []
+
+
+_PEAK = """
+import sys, tracemalloc
+from refdiff.memory.photos.bucket_images import BucketImages
+
+tracemalloc.start()
+bucket = BucketImages(sys.argv[1])
+bucket.size("0" * 64)
+tracemalloc.reset_peak()
+before = tracemalloc.get_traced_memory()[0]
+with open(sys.argv[2], "rb") as file:
+    sha256 = bucket.put_file(file)
+bucket.check(sha256)
+print(sha256, tracemalloc.get_traced_memory()[1] - before)
+"""
+
+
+def test_photo_is_sent_and_checked_in_pieces(bucket: BucketImages, tmp_path: Path) -> None:
+    """In a process of its own: the store of the tests runs in this one."""
+    data = os.urandom(1 << 20) * 32
+    (tmp_path / "photo").write_bytes(data)
+    command = [sys.executable, "-c", _PEAK, bucket.url, str(tmp_path / "photo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    sha256, peak = done.stdout.split()
+    assert bucket.get(sha256) == data
+    assert int(peak) < len(data) / 8
+
+
 def test_damaged_photo_is_told_and_mended_when_it_is_sent_again(bucket: BucketImages, s3: OwnS3) -> None:
     bucket.put(DATA)
     s3.overwrite(bucket.where(SHA256), b"another")
     with pytest.raises(DamagedError, match="send the photo again"):
         bucket.get(SHA256)
-    assert bucket.read(SHA256) == b"another"
+    with pytest.raises(DamagedError):
+        bucket.check(SHA256)
+    with bucket.opened(SHA256) as file:
+        assert file.read() == b"another"
     assert bucket.put(DATA) == SHA256
     assert bucket.get(SHA256) == DATA
 
