@@ -165,7 +165,7 @@ def test_new_machine_has_warnings_and_makes_no_home(
     code, checks, _ = examined(capsys)
     assert code == 0
     assert statuses(checks) == dict.fromkeys(
-        ("home folder", "database", "audit trail", "golden bank", "language model"), "warning"
+        ("home folder", "database", "audit trail", "API keys", "golden bank", "language model"), "warning"
     )
     assert all(c["remedy"] for c in checks.values() if c["status"] == "warning")
     assert not (tmp_path / "new").exists()
