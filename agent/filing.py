@@ -164,8 +164,8 @@ class ReportFiles:
         try:
             return self._workspace.reading(sha256, report.product, named, how)
         except UnknownRecordError as e:
-            path = self._workspace.stores.images.path(sha256)
-            raise StorageError(f"{path}: the {named} is missing; restore it from a backup") from e
+            place = self._workspace.stores.images.where(sha256)
+            raise StorageError(f"{place}: the {named} is missing; restore it from a backup") from e
 
     def _drawn(self, inspection_id: str, name: str) -> Path:
         path = self._root / inspection_id / ARTEFACTS[name]

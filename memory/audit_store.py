@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import SecretStr
@@ -38,7 +39,7 @@ from refdiff.memory.audit_head import AuditHead, missing_from
 from refdiff.memory.changes import CALIBRATION, KEY, NETWORK, NOTHING_SET, PRESENT, PRODUCT, present, state_digest
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.adoptions import APPROVAL, LEARNED
 from refdiff.memory.records.api_keys import key_state, keys_of
 from refdiff.memory.records.blind_checks import BLIND
@@ -73,10 +74,15 @@ class AuditStore:
     """The audit records of the one database, and their exports. Safe to share between threads."""
 
     def __init__(
-        self, db: Database, images: ImageStore, key: SecretStr | None = None, kept: AuditHead | None = None
+        self,
+        db: Database,
+        images: ImageStore,
+        home: Path,
+        key: SecretStr | None = None,
+        kept: AuditHead | None = None,
     ) -> None:
-        """kept: the newest record as it is remembered outside the database."""
-        self._db, self._images, self._key, self._kept = db, images, key, kept
+        """home: where files of inspections are. kept: the newest record as it is remembered outside the database."""
+        self._db, self._images, self._key, self._kept, self._home = db, images, key, kept, home
 
     def of(self, inspection_id: str) -> list[AuditRecord]:
         """The records of one inspection, oldest first; [] if none."""
@@ -153,13 +159,13 @@ class AuditStore:
         # before the snapshot: whoever files meanwhile moves the head past it
         kept = self._kept.read() if self._kept is not None else None
         with self._db.snapshot() as conn:
-            return _StoreCheck(conn, self._images, photos, artefacts, kept).run()
+            return _StoreCheck(conn, self._images, self._home, photos, artefacts, kept).run()
 
     def verify_newest(self, most: int) -> Checked:
         """Check the newest records alone, against the chain and what they record: quick, however long the chain is."""
         kept = self._kept.read() if self._kept is not None else None
         with self._db.snapshot() as conn:
-            return _StoreCheck(conn, self._images, False, False, kept).newest(most)
+            return _StoreCheck(conn, self._images, self._home, False, False, kept).newest(most)
 
     def filed(self, inspection_id: str) -> AuditRecord:
         """The record of a filed inspection.
@@ -192,7 +198,7 @@ class AuditStore:
         filed = self.filed(inspection_id).facts.get(ARTEFACTS)
         if filed is None:
             return None
-        folder = inspection_folder(self._images.root.parent, inspection_id)
+        folder = inspection_folder(self._home, inspection_id)
         found = {name: not_as_filed(folder / name, filed.get(name, "")) for name in names or filed}
         return {name: wrong for name, wrong in found.items() if wrong}
 
@@ -292,10 +298,16 @@ class _StoreCheck:
     """One pass over the records of a home."""
 
     def __init__(
-        self, conn: Connection, images: ImageStore, photos: bool, artefacts: bool, kept: tuple[int, str] | None
+        self,
+        conn: Connection,
+        images: ImageStore,
+        home: Path,
+        photos: bool,
+        artefacts: bool,
+        kept: tuple[int, str] | None,
     ) -> None:
         self._kept = kept
-        self._conn, self._images, self._home = conn, images, images.root.parent
+        self._conn, self._images, self._home = conn, images, home
         self._photos, self._artefacts = photos, artefacts
         self._problems: list[Problem] = []
         self._notes: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +35,11 @@ class MemorySettings(BaseSettings):
         default=None,
         description="Postgres database of the records, postgresql://user:password@host/name (REFDIFF_DATABASE_URL); "
         "without it they are in SQLite under `home`.",
+    )
+    objects_url: str | None = Field(
+        default=None,
+        description="Bucket of the photos in an object store, s3://bucket/prefix (REFDIFF_OBJECTS_URL); without it they are "
+        "under `home`.",
     )
     qdrant_url: str | None = Field(
         default=None,
@@ -71,10 +77,17 @@ class MemorySettings(BaseSettings):
             raise ValueError("write postgresql://user:password@host/name, or leave it out for SQLite")
         return SecretStr(f"postgresql://{rest}")
 
+    @field_validator("objects_url")
+    @classmethod
+    def _bucket(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]*)?", url):
+            raise ValueError("write s3://bucket or s3://bucket/prefix, or leave it out for the home folder")
+        return url
+
     @classmethod
     def of_folder(cls, home: Path) -> Self:
         """Everything in a folder, whatever servers the environment names: for homes that are made in passing."""
-        return cls(home=home, database_url=None, qdrant_url=None, qdrant_api_key=None)
+        return cls(home=home, database_url=None, objects_url=None, qdrant_url=None, qdrant_api_key=None)
 
     @field_validator("home")
     @classmethod

@@ -10,9 +10,9 @@ from typing import Self
 from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.audit_store import AuditStore
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import ImageStore
 from refdiff.memory.journals.batches import BatchStore
 from refdiff.memory.journals.jobs import JobStore
+from refdiff.memory.photos.image_store import FolderImages, ImageStore
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.blind_checks import BlindCheckStore
@@ -28,7 +28,39 @@ from refdiff.memory.records.published_exports import PublishedExports
 from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError
-from refdiff.model.files import open_folder, storage_error
+from refdiff.model.files import is_read_only, open_folder, storage_error, write_atomic
+
+PHOTOS = "images"  # their folder in the home
+PHOTOS_MOVED = f"{PHOTOS}-moved"  # its name after `refdiff move-photos`
+PHOTOS_URL = "photos-url"  # file that says in which bucket they are instead
+
+
+def open_images(settings: MemorySettings) -> ImageStore:
+    """The photos of a home, in its folder or in a bucket. Raises StorageError where they are elsewhere, UnavailableError."""
+    home, url = settings.home, settings.objects_url
+    folder, kept = home / PHOTOS, home / PHOTOS_URL
+    try:
+        before = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+        in_folder = folder.is_dir() and any(folder.iterdir())
+    except OSError as e:
+        raise storage_error(home, e) from e
+    if before is not None and before != url:
+        raise StorageError(
+            f"{home}: its photos are in {before}; set REFDIFF_OBJECTS_URL to that (it is {url or 'unset'})"
+        )
+    if url is None:
+        return FolderImages(folder)
+    if in_folder:
+        raise StorageError(
+            f"{home}: it keeps its photos in {PHOTOS}/, not in the bucket of REFDIFF_OBJECTS_URL; move them there "
+            "(refdiff move-photos), unset that, or set REFDIFF_HOME to another folder"
+        )
+    from refdiff.memory.photos.bucket_images import BucketImages  # takes a while to import
+
+    images = BucketImages(url)
+    if before is None and not is_read_only(home):
+        write_atomic(kept, f"{url}\n".encode())
+    return images
 
 
 @dataclass(frozen=True)
@@ -65,7 +97,7 @@ class Stores(AbstractContextManager["Stores"]):
         home = open_folder(settings.home)
         db = open_main(settings)
         try:
-            images = ImageStore(home / "images")
+            images = open_images(settings)
         except BaseException:
             db.close()
             raise
@@ -78,7 +110,7 @@ class Stores(AbstractContextManager["Stores"]):
             networks=NetworkStore(db),
             inspections=InspectionStore(db),
             dispositions=DispositionStore(db),
-            audit=AuditStore(db, images, settings.audit_key, AuditHead(home)),
+            audit=AuditStore(db, images, home, settings.audit_key, AuditHead(home)),
             blind_checks=BlindCheckStore(db),
             adoptions=AdoptionStore(db),
             frames=FrameStore(db),

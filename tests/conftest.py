@@ -9,10 +9,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 import pytest
 from own_postgres import MISSING, Postgres
+
+if TYPE_CHECKING:
+    from own_s3 import OwnS3
 
 # as the command line does; two test workers share the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -45,6 +49,23 @@ def postgres_server() -> Iterator[Postgres]:
 def postgres(postgres_server: Postgres) -> str:
     """The URL of an empty database on a real server."""
     return postgres_server.empty_database()
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[OwnS3]:
+    from own_s3 import OwnS3  # takes a second to import
+
+    server = OwnS3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: OwnS3, monkeypatch: pytest.MonkeyPatch) -> OwnS3:
+    """A local S3 server; the environment has its address."""
+    for name, value in _s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return _s3_server
 
 
 _OF_THE_TESTS = ("REFDIFF_DATA", "REFDIFF_FUZZ_S")

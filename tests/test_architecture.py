@@ -26,7 +26,7 @@ ORDER = {
     "tools": "registry exported find_part retrieve_reference align score_difference zoom measure similar_defects "
     "submit_report context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
-    "audit_head database artefacts image_store locks rows kinds settings timestamps",
+    "audit_head database artefacts photos locks rows kinds settings timestamps",
     "agent": "service received device people evaluation recording inspector graph nodes language filing verdict context "
     "drivers checkpoints work report events prompts request settings state",
     "server": "cli device web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals "

@@ -124,7 +124,7 @@ class ToolContext:
                 f"refdiff capture --part {shlex.quote(capture.part_id)} --product {shlex.quote(capture.product)} FILE"
             )
             raise DamagedError(
-                f"part {capture.part_id}: its photo {self.workspace.stores.images.path(capture.sha256)} is {what}; send it "
+                f"part {capture.part_id}: its photo {self.workspace.stores.images.where(capture.sha256)} is {what}; send it "
                 f"again ({command}), or restore it from a backup"
             ) from e
 

@@ -289,7 +289,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         except (UnknownRecordError, DamagedError) as e:
             what = "missing" if isinstance(e, UnknownRecordError) else "damaged"
             raise DamagedError(
-                f"{named} of product {golden.product!r}: its photo {self.stores.images.path(golden.sha256)} is {what}; "
+                f"{named} of product {golden.product!r}: its photo {self.stores.images.where(golden.sha256)} is {what}; "
                 f"enrol the same photo again (refdiff enroll --product {shlex.quote(golden.product)} FILE), or take the "
                 f"golden sample out of use: refdiff goldens retire {golden.golden_id} (refdiff doctor names all such photos)"
             ) from e

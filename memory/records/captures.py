@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 from refdiff.memory.changes import CAPTURE, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.image_store import check_sha256
+from refdiff.memory.photos.image_store import check_sha256
 from refdiff.memory.records.products import known_name
 from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.rows.products import check_scale

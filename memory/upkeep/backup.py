@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -30,12 +31,14 @@ from typing import IO, Protocol
 
 from refdiff.memory.audit_head import NAME as AUDIT_HEAD
 from refdiff.memory.database.database import Database
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.schema import MAIN, MOVED, open_server
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import PHOTOS
 from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.memory.upkeep.move import check_empty, copy_to_file, move_records
-from refdiff.model.errors import InputError, RefDiffError, StorageError
+from refdiff.model.errors import InputError, RefDiffError, StorageError, UnknownRecordError
 from refdiff.model.files import make_folder, scratch_folder, storage_error
 from refdiff.model.progress import Progress, silent
 from refdiff.model.wording import few
@@ -70,19 +73,26 @@ class Manifest:
     @property
     def damaged(self) -> list[str]:
         """Photos that were damaged already when they were copied: their sha256 is not their name."""
-        photos = (f for f in self.files if f.path.startswith("images/"))
+        photos = (f for f in self.files if f.path.startswith(f"{PHOTOS}/"))
         return [f.path for f in photos if f.path.rpartition("/")[2] != f.sha256]
 
 
 # ---- backup ----
 
 
-def back_up(home: Path, target: Path, progress: Progress = silent, server: Database | None = None) -> Manifest:
+def back_up(
+    home: Path,
+    target: Path,
+    progress: Progress = silent,
+    server: Database | None = None,
+    images: ImageStore | None = None,
+) -> Manifest:
     """Copy all of `home` to `target`: a tar file if its name ends in .tar, else a folder. Nothing is there before all is.
 
-    server: the open database of a home whose records are on a server. The goldens of a Qdrant server are not in the home,
-    and not in the backup; neither are checkpoints in Postgres. Raises InputError (the target exists, or lies in the home),
-    StorageError (a damaged database, a full disk), UnavailableError (a server does not answer).
+    server: the open database of a home whose records are on a server. images: the photos of one that has them in a bucket.
+    The goldens of a Qdrant server are not in the home, and not in the backup; neither are checkpoints in Postgres.
+    Raises InputError (the target exists, or lies in the home), StorageError (a damaged database, a full disk),
+    UnavailableError (a server does not answer).
     """
     home, target = home.absolute(), target.expanduser().absolute()
     if server is None and not (home / MAIN).exists():
@@ -99,7 +109,7 @@ def back_up(home: Path, target: Path, progress: Progress = silent, server: Datab
         with scratch_folder(target.parent) as scratch:
             made = scratch / "backup"
             with _TarWriter(made) if packed else _FolderWriter(made) as writer:
-                manifest = _write(home, server, scratch, writer, progress)
+                manifest = _write(home, server, images, scratch, writer, progress)
             _sync()
             made.rename(target)
             _sync()
@@ -121,7 +131,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _write(home: Path, server: Database | None, scratch: Path, writer: _Writer, progress: Progress) -> Manifest:
+def _write(
+    home: Path,
+    server: Database | None,
+    images: ImageStore | None,
+    scratch: Path,
+    writer: _Writer,
+    progress: Progress,
+) -> Manifest:
     manifest = Manifest()
     head = _read_if_there(home / AUDIT_HEAD)
     copies = {}
@@ -140,25 +157,34 @@ def _write(home: Path, server: Database | None, scratch: Path, writer: _Writer, 
         for place in files(home)
         if is_kept(place) and not is_database(place) and place.name != AUDIT_HEAD and _belongs(place, filed)
     ]
-    manifest.missing = sorted(captured - {place.name for place in others})
-    total = len(copies) + len(others) + (head is not None)
+    photos = [] if images is None else sorted(images.ids())
+    manifest.missing = sorted(captured - {place.name for place in others} - {*photos})
+    total = len(copies) + len(others) + len(photos) + (head is not None)
 
     def add(place: Path, source: IO[bytes]) -> None:
         manifest.files.append(writer.add(place.as_posix(), source))
         progress("files", len(manifest.files), total)
+
+    def add_copy(place: Path, source: io.BufferedIOBase) -> None:
+        """Of what may break off, or is no file."""
+        with tempfile.TemporaryFile(dir=scratch) as kept:
+            shutil.copyfileobj(source, kept)
+            kept.seek(0)
+            add(place, kept)
 
     for place, copy in copies.items():
         with copy.open("rb") as source:
             add(place, source)
         copy.unlink()
     if head is not None:
-        with tempfile.TemporaryFile(dir=scratch) as kept:
-            kept.write(head)
-            kept.seek(0)
-            add(Path(AUDIT_HEAD), kept)
+        add_copy(Path(AUDIT_HEAD), io.BytesIO(head))
     for place in others:
         with _opened(home / place) as other:
             add(place, other)
+    if images is not None:
+        for sha256 in photos:
+            with contextlib.suppress(UnknownRecordError), images.opened(sha256) as photo:  # or removed meanwhile
+                add_copy(Path(PHOTOS, sha256[:2], sha256), photo)
     text = json.dumps({"refdiff_backup": FORMAT} | asdict(manifest), indent=1) + "\n"
     with tempfile.TemporaryFile(dir=scratch) as listed:
         listed.write(text.encode())

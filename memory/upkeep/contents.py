@@ -12,19 +12,21 @@ from typing import Any
 
 from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.memory.schema import MOVED
+from refdiff.memory.stores import PHOTOS_MOVED, PHOTOS_URL
 from refdiff.model.files import is_leftover, storage_error
 
 STAGING = ".restoring"  # where a restore collects files until they are checked
 _BUSY_S = 30.0
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _TRANSIENT = ("-wal", "-shm", "-journal", ".lock")
-_NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE}  # the operator's key is made anew where it is missing
+# the operator's key is made anew where it is missing, and a home that is restored has its photos in its folder at first
+_NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE, PHOTOS_MOVED, PHOTOS_URL}
 
 
 def is_kept(place: Path) -> bool:
     """Whether a file belongs to the home's contents. place: relative to the home.
 
-    Locks, logs, leftovers, records that were moved to a server, and the operator's key do not.
+    Locks, logs, leftovers, records and photos that were moved to a server, and the operator's key do not.
     """
     return not (place.parts[0] in _NOT_KEPT or place.name.endswith(_TRANSIENT) or is_leftover(place))
 

@@ -7,7 +7,6 @@ records are only named.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -23,24 +22,24 @@ from refdiff.memory.audit_chain import ARTEFACTS, FILED, NO_REPORT
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.records.api_keys import ApiKey, keys_of
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import Stores
+from refdiff.memory.stores import Stores, open_images
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import (
     STAGING,
     check_database,
     files,
     is_database,
-    is_kept,
     like_sha256,
     reading,
     sha256_in,
 )
 from refdiff.memory.upkeep.leftovers import abandoned, remove
-from refdiff.model.errors import RefDiffError, UnavailableError
+from refdiff.model.errors import DamagedError, RefDiffError, StorageError, UnavailableError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 
 Kind = Literal["missing", "damaged", "unreadable", "orphaned", "leftover", "exposed", "unchecked"]
@@ -134,13 +133,15 @@ class _Doctor:
                 store = place.parts[0].removesuffix("-wal").removesuffix("-shm")
                 self._found.bytes[store] = self._found.bytes.get(store, 0) + size
         sound = self._databases()
+        images, photos = self._listed()
         if Path(MAIN) in sound or self._settings.database_url is not None:
             self._records(sound)
             sound = {
                 place for place in sound if (self._home / place).exists()
             }  # opening it may have moved earlier ones
         self._bank()
-        self._photos(sound)
+        if images is not None:
+            self._photos(images, photos, sound)
         self._leftovers()
         self._exposed()
         return self._found
@@ -301,25 +302,34 @@ class _Doctor:
         for golden in bank.goldens:
             self._named[golden.sha256] = f"golden {golden.golden_id} of {golden.product} ({golden.filename})"
 
-    def _photos(self, sound: set[Path]) -> None:
-        photos = {place.name: place for place in self._files if place.parts[0] == "images" and is_kept(place)}
-        # one that came since they were listed is there
-        missing = (s for s in self._named if s not in photos and not (self._home / "images" / s[:2] / s).exists())
-        self._add("missing", "photos", (f"{self._named[sha]} ({sha})" for sha in missing),
-                  "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)")  # fmt: skip
-        if not self._deep:
-            return
+    def _listed(self) -> tuple[ImageStore | None, set[str]]:
+        """All photos. Before the records are read: what is removed meanwhile is not missing."""
+        try:
+            images = open_images(self._settings)
+            return images, {*images.ids()}
+        except RefDiffError as e:
+            self._add("unreadable", "the photos", [str(e)], "see the message")
+            return None, set()
+
+    def _photos(self, images: ImageStore, photos: set[str], sound: set[Path]) -> None:
         damaged = []
-        for done, (sha256, place) in enumerate(photos.items(), start=1):
-            self._progress("reading photos", done, len(photos))
-            if (digest := _digest(self._home / place)) is not None and digest != sha256:
-                damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
-        self._add("damaged", "photos", damaged, "take them from a backup, or send the same files again (refdiff capture, "
-                  "refdiff enroll)")  # fmt: skip
+        try:
+            if missing := self._named.keys() - photos:
+                missing -= {*images.ids()}  # those that came since
+            for done, sha256 in enumerate(sorted(photos) if self._deep else (), start=1):
+                self._progress("reading photos", done, len(photos))
+                if _is_damaged(images, sha256):
+                    damaged.append(f"{self._named.get(sha256, 'photo')} ({sha256})")
+        except RefDiffError as e:
+            self._add("unreadable", "the photos", [str(e)], "see the message")
+            return
+        remedy = "take them from a backup, or send the same files again (refdiff capture, refdiff enroll)"
+        self._add("missing", "photos", (f"{self._named[sha]} ({sha})" for sha in missing), remedy)
+        self._add("damaged", "photos", damaged, remedy)
         if self._mentioned is not None:
             others = (sha256_in(self._home / place) for place in sorted(sound - {Path(MAIN)}))
             mentioned = self._mentioned.union(*others)
-            self._add("orphaned", "photos that nothing in the home names", photos.keys() - mentioned,
+            self._add("orphaned", "photos that nothing in the home names", photos - mentioned,
                       "delete them, or keep them: of refused requests, or of records that were lost")  # fmt: skip
 
     def _sha256_of(self, conn: Connection) -> set[str]:
@@ -370,12 +380,11 @@ def _json(data: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _digest(path: Path) -> str | None:
-    """None for a file that was removed since it was listed."""
+def _is_damaged(images: ImageStore, sha256: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-    except OSError as e:
-        return f"unreadable: {e}"
+        images.check(sha256)
+    except (DamagedError, StorageError):  # also a file that cannot be read
+        return True
+    except UnknownRecordError:  # removed meanwhile
+        return False
+    return False

@@ -1,4 +1,4 @@
-"""Moving the records of a home between its SQLite file and a Postgres database."""
+"""Moving the records of a home between its SQLite file and a Postgres database, and its photos into a bucket."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.database.sqlite_file import SqliteFile, leave_wal
 from refdiff.memory.locks import hold_lock
+from refdiff.memory.photos.bucket_images import BucketImages
+from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.schema import MAIN, MOVED, MOVING, new_file, open_main, open_server
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, open_images
 from refdiff.model.errors import InputError, StorageError, UnavailableError
 from refdiff.model.files import storage_error
 from refdiff.model.progress import Progress, silent
@@ -52,6 +55,32 @@ def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[
                 check_empty(new)
                 copied = _copy(old, new, progress, file.errors)
     return copied
+
+
+def move_photos(settings: MemorySettings, progress: Progress = silent) -> int:
+    """Copy all photos of the home into the bucket of `settings.objects_url`: how many. The folder stays as `images-moved`.
+
+    Nothing else may use the home meanwhile. What was interrupted is repeated. Raises InputError (no URL, a damaged photo),
+    UnavailableError, StorageError.
+    """
+    home, url = settings.home, settings.objects_url
+    if url is None:
+        raise InputError("set REFDIFF_OBJECTS_URL to the bucket that is to have the photos: s3://bucket/prefix")
+    if not (home / PHOTOS).is_dir():
+        raise InputError(f"{home}: it has no {PHOTOS}/; nothing is to be moved")
+    if (home / PHOTOS_MOVED).exists():
+        raise InputError(f"{home / PHOTOS_MOVED}: already there; delete it, or move it elsewhere")
+    with hold_lock(home / "serve.lock", UnavailableError(f"a refdiff server is using {home}; stop it first")):
+        here, there = FolderImages(home / PHOTOS), BucketImages(url)
+        photos = sorted(here.ids())
+        for number, sha256 in enumerate(photos, start=1):
+            here.check(sha256)
+            with here.opened(sha256) as photo:
+                there.put_file(photo)
+            progress("photos", number, len(photos))
+        _rename(home / PHOTOS, home / PHOTOS_MOVED)
+        open_images(settings)  # which notes where they are
+    return len(photos)
 
 
 def copy_to_file(source: Database, target: Path, progress: Progress = silent) -> None:

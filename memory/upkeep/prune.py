@@ -264,9 +264,8 @@ class _Prune:
 
     def _in_use(self, sha256: str) -> bool:
         """Whether an inspection may be reading it now."""
-        with contextlib.suppress(OSError):
-            return self._stores.images.path(sha256).stat().st_mtime >= self._in_use_since
-        return False
+        used_at = self._stores.images.used_at(sha256)
+        return used_at is not None and used_at >= self._in_use_since
 
     # -- files
 
@@ -292,7 +291,7 @@ class _Prune:
         images = self._stores.images
         for number, sha256 in enumerate(photos, start=1):
             if foreseen:
-                size = None if self._in_use(sha256) else _size(images.path(sha256))
+                size = None if self._in_use(sha256) else images.size(sha256) or 0
             else:
                 size = images.remove_unused(sha256, self._in_use_since)
             self._done.in_use += size is None
@@ -444,10 +443,3 @@ def _waiting_parts(conn: Connection) -> set[str]:
 def _folders(parent: Path) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError):
         yield from (p for p in parent.iterdir() if p.is_dir())
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -1,4 +1,4 @@
-"""`refdiff doctor`, `backup`, `restore` and `move-records`: the home folder as a whole."""
+"""`refdiff doctor`, `backup`, `restore`, `move-records` and `move-photos`: the home folder as a whole."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         "move-records", epilog="Example: REFDIFF_DATABASE_URL=postgresql://refdiff@db/refdiff refdiff move-records"
     )(move_records)
+    app.command("move-photos", epilog="Example: REFDIFF_OBJECTS_URL=s3://parts/refdiff refdiff move-photos")(
+        move_photos
+    )
     app.command(epilog="Example: REFDIFF_HOME=/data/new refdiff restore /backups/2026-01-31.tar")(restore)
 
 
@@ -128,24 +131,27 @@ def backup(
 ) -> None:
     """Copy the home folder, also while the server runs: databases, golden samples, photos and reports.
 
-    Every file is listed with its sha256. Records in Postgres are in it, as one consistent state. The golden samples of a
-    Qdrant server are not: use Qdrant's snapshots.
+    Every file is listed with its sha256. Records in Postgres are in it, as one consistent state, and photos in an object
+    store. The golden samples of a Qdrant server are not: use Qdrant's snapshots.
     """
     from refdiff.memory.schema import open_main
+    from refdiff.memory.stores import open_images
     from refdiff.memory.upkeep.backup import back_up
 
     memory = settings().memory
     with contextlib.ExitStack() as opened, output.progress("backing up") as moved:
         server = opened.enter_context(open_main(memory)) if memory.database_url is not None else None
-        made = back_up(memory.home, target, moved, server)
+        images = open_images(memory) if memory.objects_url is not None else None
+        made = back_up(memory.home, target, moved, server, images)
     if memory.qdrant_url is not None:
         output.note("the golden samples are on a Qdrant server and not in this backup; take a snapshot there too")
     if made.damaged:
         output.note(f"{len(made.damaged)} photos were damaged already; `refdiff doctor` names them")
     if made.missing:
         output.note(
-            f"{len(made.missing)} photos of parts are not in {shown_path(memory.home)}, and not in this backup; is that the "
-            "folder of these records (REFDIFF_HOME)? `refdiff doctor` names them"
+            f"{len(made.missing)} photos of parts are not in {memory.objects_url or shown_path(memory.home)}, and not in "
+            f"this backup; is that where these records have them ({'REFDIFF_OBJECTS_URL' if images else 'REFDIFF_HOME'})? "
+            "`refdiff doctor` names them"
         )
     lacks = {"damaged": made.damaged, "missing": made.missing}
     emit(_written(target, made) | lacks, f"{_size(made)} in {shown_path(target)}")
@@ -158,9 +164,10 @@ def restore(
     """Restore a backup into the home folder (REFDIFF_HOME), which must be missing or empty.
 
     Every file is compared with its sha256 before any takes its place. With REFDIFF_DATABASE_URL, the records go into that
-    database, which must have none.
+    database, which must have none; with REFDIFF_OBJECTS_URL, the photos into that bucket.
     """
     from refdiff.memory.upkeep import backup as backups
+    from refdiff.memory.upkeep.move import move_photos
 
     memory = settings().memory
     home = memory.home
@@ -169,6 +176,8 @@ def restore(
             made = backups.restore(source, home, moved)
         else:
             made = backups.restore_to_server(source, memory, moved)
+        if memory.objects_url is not None and (home / "images").exists():
+            move_photos(memory, moved)
     with open_stores() as stores:
         checked = stores.audit.verify_store()
     if checked.problem is not None:
@@ -198,6 +207,23 @@ def move_records(_json: Json = False) -> None:
     emit(
         {"rows": copied, "audit": {"records": checked.records, "intact": checked.problem is None}},
         f"{sum(copied.values())} rows moved; {MOVED} stays in {shown_path(memory.home)} and may be deleted",
+    )
+
+
+def move_photos(_json: Json = False) -> None:
+    """Move the photos of this home into the bucket of REFDIFF_OBJECTS_URL (s3://bucket/prefix).
+
+    Stop everything that uses the home first. If it is interrupted, repeat it. The folder stays as images-moved.
+    """
+    from refdiff.memory.stores import PHOTOS_MOVED
+    from refdiff.memory.upkeep import move
+
+    memory = settings().memory
+    with output.progress("moving") as moved:
+        copied = move.move_photos(memory, moved)
+    emit(
+        {"photos": copied, "url": memory.objects_url},
+        f"{copied} photos are in {memory.objects_url}; {PHOTOS_MOVED} stays in {shown_path(memory.home)} and may be deleted",
     )
 
 

@@ -176,13 +176,13 @@ def _proposed_view(proposed: list[WaitingReference]) -> list[Any]:
 def _waiting_table(stores: Stores, waiting: list[Waiting]) -> Any:
     shown = output.table("Inspection", "Part", "Product", "Filed", "Photo")
     for w in waiting:
-        photo = str(stores.images.path(w.sha256))
+        photo = stores.images.where(w.sha256)
         shown.add_row(w.inspection_id, output.printable(w.part_id), w.product, minute(w.created_at), photo)
     return shown
 
 
 def _blind_row(stores: Stores, waiting: Waiting) -> dict[str, Any]:
-    return asdict(waiting) | {"photo": str(stores.images.path(waiting.sha256))}
+    return asdict(waiting) | {"photo": stores.images.where(waiting.sha256)}
 
 
 def _plain(adoption: Adoption | None) -> dict[str, Any] | None:

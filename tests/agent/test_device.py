@@ -409,4 +409,4 @@ def test_a_key_that_is_too_short_is_told_without_showing_it(monkeypatch: pytest.
 
 
 def test_unsigned_export_is_used_with_a_word_about_it(turned: Made) -> None:
-    assert "signature is not checked" in on_device("inspect", turned.exports["openvino"], turned.photos[0]).stderr
+    assert "is not checked" in on_device("inspect", turned.exports["openvino"], turned.photos[0]).stderr

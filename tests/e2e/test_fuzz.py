@@ -25,7 +25,6 @@ from refdiff.agent.language.parts import parts_in
 from refdiff.agent.prompts import MAX_REQUEST_CHARS, request_message, sanitise
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import point_id
-from refdiff.memory.image_store import ImageStore
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.records.products import check_product_name
 from refdiff.memory.settings import MemorySettings
@@ -294,7 +293,7 @@ def test_odd_texts_as_ids_and_names_raise_only_own_errors(only_home_is_written: 
         for text in _texts():
             accepted = []
             for use in (
-                normalise_part_id, check_product_name, point_id, to_utc, ImageStore(stores.images.root).get,
+                normalise_part_id, check_product_name, point_id, to_utc, stores.images.get,
                 stores.products.get, stores.products.ensure, stores.captures.latest, stores.captures.get,
                 stores.captures.history, stores.inspections.get, stores.dispositions.get,
                 lambda t: stores.captures.add(t, "board", photo, filename=t), lambda t: stores.captures.add("7", t, photo),

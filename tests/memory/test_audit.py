@@ -313,12 +313,12 @@ def _forge(path: Path) -> None:
 
 
 def test_rewritten_export_is_reported_against_the_store_and_by_the_seal(filled: Stores, tmp_path: Path) -> None:
-    sealing = AuditStore(filled.db, filled.images, SecretStr("kept elsewhere"))
+    sealing = AuditStore(filled.db, filled.images, filled.settings.home, SecretStr("kept elsewhere"))
     path = tmp_path / "a.jsonl"
     write_export(path, sealing.export())
     assert verify_export(sealing, path).notes == ["the seal holds"]
     assert "not checked" in verify_export(filled.audit, path).notes[0]
-    other = AuditStore(filled.db, filled.images, SecretStr("guessed"))
+    other = AuditStore(filled.db, filled.images, filled.settings.home, SecretStr("guessed"))
     assert "seal does not fit" in str(verify_export(other, path).problem)
     _forge(path)
     assert verify_export(filled.audit, path).problem is None  # the chain alone cannot know

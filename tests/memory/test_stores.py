@@ -19,7 +19,7 @@ from refdiff.memory.audit_head import AuditHead
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import READERS, Database
 from refdiff.memory.database.sqlite_file import SqliteFile
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.settings import MemorySettings
@@ -82,16 +82,16 @@ def test_settings_argument_overrides_the_environment_and_empty_means_unset(monke
 
 
 def test_image_store_keeps_the_exact_bytes(tmp_path: Path) -> None:
-    images = ImageStore(tmp_path / "images")
+    images = FolderImages(tmp_path / "images")
     sha256 = images.put(b"photo")
     assert sha256 == images.put(b"photo") == hashlib.sha256(b"photo").hexdigest()
     assert images.path(sha256).is_file()
-    assert ImageStore(tmp_path / "images").get(sha256) == b"photo"
+    assert FolderImages(tmp_path / "images").get(sha256) == b"photo"
     assert [p.name for p in (tmp_path / "images").rglob("*") if p.is_file()] == [sha256]
 
 
 def test_damaged_image_is_reported_and_repaired_by_storing_it_again(tmp_path: Path) -> None:
-    images = ImageStore(tmp_path)
+    images = FolderImages(tmp_path)
     sha256 = images.put(b"photo")
     images.path(sha256).write_bytes(b"phoot")
     with pytest.raises(DamagedError, match="damaged"):
@@ -101,14 +101,14 @@ def test_damaged_image_is_reported_and_repaired_by_storing_it_again(tmp_path: Pa
 
 
 def test_missing_image_is_an_unknown_record(tmp_path: Path) -> None:
-    assert not ImageStore(tmp_path).path(A).exists()
+    assert not FolderImages(tmp_path).path(A).exists()
     with pytest.raises(UnknownRecordError, match="aaaa"):
-        ImageStore(tmp_path).get(A)
+        FolderImages(tmp_path).get(A)
 
 
 @pytest.mark.parametrize("sha256", ["", "../../etc/passwd", A[:-1], A + "a", A.upper(), A[:-1] + "\n", "ä" * 64])
 def test_image_id_that_is_no_sha256_is_refused(tmp_path: Path, sha256: str) -> None:
-    for method in (ImageStore(tmp_path).path, ImageStore(tmp_path).get):
+    for method in (FolderImages(tmp_path).path, FolderImages(tmp_path).get):
         with pytest.raises(InputError, match="64 hex"):
             method(sha256)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.bank_file import BankFile
-from refdiff.memory.image_store import ImageStore
+from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.records.frames import FrameStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, InputError, StorageError, UnavailableError
@@ -206,7 +206,7 @@ def test_first_16_bit_golden_fixes_the_intensity_window(workspace: Workspace, tm
 
 @pytest.mark.parametrize(
     ("kind", "method", "works", "enrolled"),
-    [(ImageStore, "put", 2, 2), (BankFile, "put", 2, 2), (FrameStore, "put", 2, 3), (GoldenBank, "notes", 0, 4)],
+    [(FolderImages, "put", 2, 2), (BankFile, "put", 2, 2), (FrameStore, "put", 2, 3), (GoldenBank, "notes", 0, 4)],
     ids=["photo", "golden", "place", "afterwards"],
 )
 def test_full_disk_while_enrolling_tells_how_many_goldens_are_in_the_bank(
@@ -240,15 +240,15 @@ def test_outlier_of_an_enrolment_that_failed_is_flagged_by_the_next_one(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [save(tmp_path, "wrong.png", photo(0, "bottle")), *(save(tmp_path, f"{i}.png", photo(i)) for i in range(9))]
-    put, left = ImageStore.put, iter([True] * 5)
+    put, left = FolderImages.put, iter([True] * 5)
 
-    def full(self: ImageStore, data: bytes) -> str:
+    def full(self: FolderImages, data: bytes) -> str:
         if not next(left, False):
             raise StorageError("images: the disk is full")
         return put(self, data)
 
     with monkeypatch.context() as m:
-        m.setattr(ImageStore, "put", full)
+        m.setattr(FolderImages, "put", full)
         with pytest.raises(StorageError):
             enroll(workspace, "board", paths)
     assert [g.filename for g in enroll(workspace, "board", paths).flagged] == ["wrong.png"]

@@ -1,0 +1,1 @@
+"""Photos by the sha256 of their bytes: in a folder, or in a bucket of an object store."""
