@@ -127,8 +127,8 @@ class ExportedPhotos:
             raise UnknownRecordError(f"no photo {sha256[:12]} in {self._export.path}")
         return self._export.read(name)
 
-    def path(self, sha256: str) -> Path:
-        return self._export.path / PHOTOS / sha256
+    def where(self, sha256: str) -> str:
+        return str(self._export.path / PHOTOS / sha256)
 
 
 class NothingSince:

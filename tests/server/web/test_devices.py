@@ -25,6 +25,7 @@ from refdiff.agent.device.device import Device, DeviceRecord
 from refdiff.memory.rows.watched import FileIdentity
 from refdiff.model.errors import DamagedError
 from refdiff.server.device.delivery import Delivery, form
+from refdiff.server.device.exports import ExportInUse, KeptExports
 from refdiff.server.device.spool import Spool
 from refdiff.server.device.watcher import DeviceWatcher
 from refdiff.server.watch.folder import WatchedFolder
@@ -156,10 +157,8 @@ def test_damaged_export_moves_no_photo(server: Running, export: Path, tmp_path: 
     shutil.copy(export, copy)
     names = _photos(server, tmp_path / "line", 2)
     with Device.open(copy) as device:
+        watcher = _watcher(tmp_path, copy, device)
         copy.write_bytes(b"x" * copy.stat().st_size)  # as `cp` does to a file in use
-        watcher = DeviceWatcher(
-            WatchedFolder(tmp_path / "line"), device, Spool(tmp_path / "out", sends=False), note=lambda said: None
-        )
         with pytest.raises(DamagedError):
             watcher.run(once=True)
     assert sorted(p.stem for p in (tmp_path / "line").glob("*.png")) == names
@@ -179,12 +178,17 @@ def test_photo_that_breaks_the_inspection_is_set_apart(
 
         monkeypatch.setattr(device, "record", record)
         os.utime(tmp_path / "line" / f"{names[0]}.png", (time.time() - 60, time.time() - 60))
-        watcher = DeviceWatcher(
-            WatchedFolder(tmp_path / "line"), device, Spool(tmp_path / "out", sends=False), note=lambda said: None
-        )
+        watcher = _watcher(tmp_path, export, device)
         state = watcher.run(once=True)
     assert (state.quarantined, sum(state.verdicts.values())) == (1, 1)
     assert "internal error (ValueError" in (tmp_path / "line" / "quarantine" / f"{names[0]}.png.reason.txt").read_text()
+
+
+def _watcher(folder: Path, export: Path, device: Device) -> DeviceWatcher:
+    """Of photos in the folder `line`, by a device that is open."""
+    out = folder / "out"
+    in_use = ExportInUse(KeptExports(out), export, lambda path: device, lambda said: None)
+    return DeviceWatcher(WatchedFolder(folder / "line"), in_use, Spool(out, sends=False), note=lambda said: None)
 
 
 def _photos(server: Running, folder: Path, count: int) -> list[str]:
