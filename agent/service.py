@@ -390,10 +390,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return job
 
     def submit_batch(
-        self, source: str, parts: Iterable[BatchPart], *, by: str, judge: Judge = "on-anomaly", in_order: bool = False
-    ) -> Batch:
-        """Accept many parts, which wait behind what people ask for (see `batches.fill`). Raises StorageError."""
-        found = fill(self.workspace, source, parts, by=by, judge=judge, in_order=in_order)
+        self, source: str, parts: Iterable[BatchPart], *, by: str, judge: Judge = "on-anomaly", in_order: bool = False,
+        origin: str | None = None, digest: str | None = None,
+    ) -> Batch:  # fmt: skip
+        """Accept many parts, which wait behind what people ask for (see `batches.fill`). Raises InputError, StorageError."""
+        found = fill(self.workspace, source, parts, by=by, judge=judge, in_order=in_order, origin=origin, digest=digest)
         self._queue.look()
         return found
 

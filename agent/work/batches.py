@@ -40,18 +40,23 @@ def fill(
     by: str,
     judge: Judge = "on-anomaly",
     in_order: bool = False,
+    origin: str | None = None,
+    digest: str | None = None,
     moved: Callable[[str, int], None] = lambda batch_id, done: None,
 ) -> Batch:
     """Open a batch and put its parts on the queue, where they wait behind what people ask for; each is on the disk then.
 
     source: where the parts come from, for people. in_order: one is inspected after the other. moved: called with the id of
     the batch and how many parts it has taken or left out. Once somebody stops the batch, the rest is left out.
-    Raises StorageError and UnavailableError; what was accepted before is inspected all the same.
+    origin, digest: as of `BatchStore.begin`; a batch that is known already is returned as it is.
+    Raises InputError,  StorageError and UnavailableError; what was accepted before is inspected all the same.
     """
     stores, accepted, missing = workspace.stores, 0, list[LeftOut]()
     parts = _to_the_end(iter(parts), source)
     parts = chain([next(parts, LeftOut(source, "there is nothing in it"))], parts)  # what is no batch opens none
-    batch_id = stores.batches.begin(source, by)
+    batch_id, new = stores.batches.begin(source, by, origin, digest)
+    if not new:
+        return stores.batches.get(batch_id)
     for done, part in enumerate(parts):
         moved(batch_id, done)
         if isinstance(part, LeftOut):

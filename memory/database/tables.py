@@ -280,6 +280,9 @@ batches = _table(
     _text("left_out", server_default="[]"),  # JSON: name and reason of each
     _maybe("stopped_at"),
     _maybe("stopped_by"),
+    _maybe("origin"),  # the caller's own key
+    _maybe("digest"),  # of what came with it
+    Index("batches_by_origin", "origin", unique=True),
 )
 chat_messages = _table(
     "chat_messages",

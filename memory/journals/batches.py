@@ -60,12 +60,22 @@ class BatchStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def begin(self, source: str, by: str) -> str:
-        """Open a batch, whose parts follow as jobs; its id, e.g. "batch-20260131-141500-5f3a9c"."""
+    def begin(self, source: str, by: str, origin: str | None = None, digest: str | None = None) -> tuple[str, bool]:
+        """Open a batch, whose parts follow as jobs: its id, e.g. "batch-20260131-141500-5f3a9c", and whether it is new.
+
+        origin: the caller's own key, by which a repeated request finds the batch again. digest: of what the caller sent;
+        another one for the same origin raises InputError.
+        """
         batch_id = f"batch-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+        values = {"batch_id": batch_id, "source": source, "by": by, "created_at": utc_now()}
         with self._db.transaction() as conn:
-            conn.execute(insert(t.batches).values(batch_id=batch_id, source=source, by=by, created_at=utc_now()))
-        return batch_id
+            known = None if origin is None else t.get(conn, t.batches, origin=origin)
+            if known is None:
+                conn.execute(insert(t.batches).values(**values, origin=origin, digest=digest))
+                return batch_id, True
+        if known.digest != digest:
+            raise InputError("Idempotency-Key: was sent with other parts; take a new one for each batch")
+        return str(known.batch_id), False
 
     def is_stopped(self, batch_id: str) -> bool:
         """Raises UnknownRecordError."""
@@ -109,8 +119,8 @@ class BatchStore:
             rows = conn.execute(select(t.batches).order_by(_B.seq.desc()).limit(limit)).all()
             return [_batch(conn, row) for row in rows]
 
-    def failures(self, batch_id: str, limit: int = 100) -> dict[str, str]:
-        """Inspection id -> part and reason of those that failed for good, the cancelled ones aside; the first ones."""
+    def failures(self, batch_id: str, limit: int | None = None) -> dict[str, str]:
+        """Inspection id -> part and reason of those that failed for good, the cancelled ones aside; the first `limit`."""
         failed = (_J.batch == batch_id) & (_J.state == "failed")
         found: dict[str, str] = {}
         with self._db.connection() as conn:
@@ -118,7 +128,7 @@ class BatchStore:
                 select(_J.inspection_id, _J.request, _J.error).where(failed).order_by(_J.seq)
             ):
                 told = json.loads(error or "{}")
-                if told.get("type") != CANCELLED and len(found) < limit:
+                if told.get("type") != CANCELLED and (limit is None or len(found) < limit):
                     found[inspection_id] = f"part {json.loads(request).get('part_id')}: {told.get('message', '')}"
         return found
 

@@ -72,7 +72,7 @@ def inspect_batch(
     from refdiff.tools.kinds.readers import reader_of
     from refdiff.tools.workspace import Workspace
 
-    ended, begun = threading.Event(), ""
+    ended, stopped = threading.Event(), threading.Event()
     with stopping(ended.set) as interrupted:
         with (
             Workspace.open(chosen.memory, chosen.model, chosen.tools, shared=True) as workspace,
@@ -80,10 +80,9 @@ def inspect_batch(
         ):
 
             def moved(batch_id: str, done: int) -> None:
-                nonlocal begun
-                begun = batch_id
                 show("accepting parts", done, 0)
-                if ended.is_set():
+                if ended.is_set() and not stopped.is_set():
+                    stopped.set()
                     workspace.stores.batches.stop(batch_id, chosen.server.user)
 
             more = reader_of(workspace.kind(product)).suffixes if product else ()

@@ -40,6 +40,26 @@ def test_batch_is_inspected_and_names_what_it_left_out(server: Running) -> None:
     assert made["batch_id"] in [b["batch_id"] for b in server.client.get("/v1/batches").json()]
 
 
+def test_repeated_request_finds_its_batch_again(server: Running) -> None:
+    capture(server, "batch-3")
+    body: dict[str, Any] = {"parts": [{"part_id": "batch-3"}], "judge": "never"}
+    key = {"Idempotency-Key": "shift-1"}
+    first, again = (server.client.post("/v1/batches", json=body, headers=key).json() for _ in range(2))
+    assert first["batch_id"] == again["batch_id"]
+    assert ended(server, first["batch_id"])["accepted"] == 1
+    other = server.client.post("/v1/batches", json={"parts": [{"part_id": "4"}]}, headers=key)
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.text
+    assert server.client.post("/v1/batches", json=body).json()["batch_id"] != first["batch_id"]
+
+
+def test_lists_of_batches_count_what_was_left_out(server: Running) -> None:
+    made = server.client.post("/v1/batches", json={"parts": [{"part_id": "never photographed"}]}).json()
+    assert (made["left_out_count"], len(made["left_out"])) == (1, 1)
+    listed = server.client.get("/v1/batches", params={"limit": 1}).json()
+    assert [(b["batch_id"], b["left_out_count"], b["left_out"]) for b in listed] == [(made["batch_id"], 1, [])]
+
+
 def test_batches_are_for_inspectors_and_unknown_ones_are_not_found(server: Running) -> None:
     body = {"parts": [{"part_id": "1"}]}
     assert server.client.post("/v1/batches", json=body, headers=server.key("viewer")).status_code == 403
