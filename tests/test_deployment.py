@@ -315,9 +315,23 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
     [
         (
             "develop",
-            ["cloud", "demo", "mcp", "onnx", "openvino", "postgres", "slack", "teams", "thermal", "train", "dev"],
+            [
+                "cloud",
+                "demo",
+                "mcp",
+                "oidc",
+                "onnx",
+                "openvino",
+                "postgres",
+                "slack",
+                "teams",
+                "telemetry",
+                "thermal",
+                "train",
+                "dev",
+            ],
         ),
-        ("app", ["cloud", "mcp", "openvino", "postgres", "slack", "teams", "thermal", "train"]),
+        ("app", ["cloud", "mcp", "oidc", "openvino", "postgres", "slack", "teams", "telemetry", "thermal", "train"]),
     ],
 )
 def test_everything_that_is_installed_is_pinned_with_hashes(name: str, extras: list[str]) -> None:

@@ -24,6 +24,7 @@ from refdiff.server.web.routes import (
     inspections,
     line_cameras,
     login,
+    oidc,
     openai,
     people,
     products,
@@ -43,6 +44,7 @@ ROUTERS = (
     openai.router,
     health.router,
     login.router,
+    oidc.router,
 )
 
 
