@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from refdiff.agent import telemetry
 from refdiff.agent.filing import ReportFiles, filed_report
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.language.intent import (
@@ -368,12 +369,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )  # fmt: skip
         try:
             job, new = self.jobs.add(
-                request.inspection_id, asdict(request), origin, self.settings.queue_limit, digest,
+                request.inspection_id, asdict(request) | telemetry.carried(), origin, self.settings.queue_limit, digest,
                 priority=priority, line=line, batch=batch,
             )  # fmt: skip
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
+        telemetry.note(inspection_id=job.inspection_id, part=named, product=job.request["product"])
         if new:
             self._queue.enqueue(job)
         return job
@@ -654,8 +656,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _inspect(self, job: Job) -> str:
         """Run by the queue, perhaps again after a crash: a filed inspection is not repeated."""
+        asked = dict(job.request)
+        parent, first = asked.pop(telemetry.CARRIED, None), job.attempts == 1
         if not self._filed(job.inspection_id):
-            return self._inspector.run(InspectionRequest(**job.request)).verdict.value
+            with telemetry.continuing(parent, job.created_at, waited=first, apart=job.batch is not None):
+                return self._inspector.run(InspectionRequest(**asked)).verdict.value
         return self.report(job.inspection_id).verdict.value
 
     def _adopt(self) -> None:

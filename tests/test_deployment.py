@@ -53,7 +53,7 @@ def _known_variables() -> set[str]:
         for name, field in settings.model_fields.items():
             alias = field.validation_alias
             found.add(str(alias).upper() if isinstance(alias, str) else f"REFDIFF_{name.upper()}")
-    return found | {"QDRANT_URL", "QDRANT_API_KEY"}
+    return found | {"QDRANT_URL", "QDRANT_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT"}
 
 
 def _stage(name: str) -> str:

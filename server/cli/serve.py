@@ -72,6 +72,7 @@ def serve(
             output.note(
                 "without keys, every account and every program of this machine may do everything under your name"
             )
+        from refdiff.server.telemetry import exporting
         from refdiff.server.web.serve import serve as run_server
 
         def ready(address: str, sign_in: OperatorSignIn | None) -> None:
@@ -83,7 +84,8 @@ def serve(
             document = {"address": address, "home": str(chosen.memory.home), "sign_in": link, "api_key": text}
             emit(document, "\n".join(lines))
 
-        run_server(listener, host, chosen, ready, without_keys, "server" if no_inspections else "all")
+        with exporting("refdiff-server"):
+            run_server(listener, host, chosen, ready, without_keys, "server" if no_inspections else "all")
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")
