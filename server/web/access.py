@@ -80,13 +80,14 @@ class Access:
             self.count_wrong(client)
             raise self._unauthenticated("this API key is unknown, revoked or expired")
         cookies = cookie_parser(headers.get("cookie", ""))
-        if self.people and (known := self.people.who(cookies, port)) is not None:
+        came_back = self.people is not None and self.people.cookie(port) in cookies
+        if self.people and came_back and (known := self.people.who(cookies, port)) is not None:
             return Caller(known.name, known.role, known.key_id)
         if local and self.sign_in and self.sign_in.holds(cookies.get(cookie_name(port), "")):
             operator = self.keys.check(self.sign_in.text)  # None once it is revoked
             if operator is not None:
                 return Caller(operator.name, operator.role, operator.key_id)
-        if self.people and self.people.cookie(port) in cookies:
+        if came_back:
             raise self._unauthenticated("your sign-in has ended; sign in again")
         raise self._unauthenticated(self._way_in(proxy))
 

@@ -21,6 +21,7 @@ from refdiff.server.telemetry import exporting
 
 from .conftest import bad_photo, said
 from .test_workers import COMMAND, until, workers
+from .web.provider import Provider, authorized
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and shared locks")
 
@@ -189,6 +190,28 @@ def test_inspection_that_fails_is_marked_by_the_kind_of_its_error(
     assert (inspection["status"], inspection["error.type"]) == (2, answer.json()["error"]["type"])
     assert "refdiff.verdict" not in inspection
     assert photo.name.encode() not in collector.raw  # as it is in the message
+
+
+def test_sign_in_at_a_server_by_its_environment_is_traced_without_code_and_state(
+    ready: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Provider({"u-1": {"name": "Berta Secretive", "groups": ["qa"]}}).running() as provider:
+        for name, value in {
+            "ISSUER": provider.issuer, "CLIENT_ID": "refdiff", "CLIENT_SECRET": "the client's secret",
+            "ROLE_CLAIM": "groups", "ROLES": '{"qa": "inspector"}',
+        }.items():  # fmt: skip
+            monkeypatch.setenv(f"REFDIFF_OIDC_{name}", value)
+        with server("--no-inspections") as told, httpx2.Client(base_url=told["address"], timeout=90) as client:
+            back = httpx2.URL(authorized(client.get("/oidc/login").headers["location"], "u-1"))
+            assert client.get(back).status_code == 303
+            assert client.get("/v1/me").json() == {"name": "Berta Secretive", "role": "inspector", "needs_key": True}
+            cookies = list(client.cookies.values())
+        document = said(capsys, "doctor")[1]
+        assert [c["status"] for c in document["checks"] if c["name"] == "sign-in"] == ["ok"]
+    [callback] = collector.named("GET /oidc/callback")
+    assert (callback["http.route"], callback["http.response.status_code"]) == ("/oidc/callback", 303)
+    for secret in (back.params["code"], back.params["state"], "Secretive", "the client's secret", *cookies):
+        assert secret.encode() not in collector.raw
 
 
 def test_nothing_of_the_exporter_is_loaded_without_its_variable(ready: Path) -> None:

@@ -93,6 +93,10 @@ def lying(provider: Provider) -> Iterator[Provider]:
     provider.answers, provider.signs = answers, signs
 
 
+def cookies(values: dict[str, str]) -> dict[str, str]:
+    return {"Cookie": "; ".join(f"{name}={value}" for name, value in values.items())}
+
+
 def signed_in(client: httpx2.Client, sub: str) -> httpx2.Response:
     """The answer to the browser that comes back from the provider."""
     sent = client.get("/oidc/login")
@@ -121,14 +125,14 @@ def test_person_signs_in_decides_and_signs_out(server: Running, provider: Provid
     after = (json.loads(content) if isinstance(content, str) else content)["after"]
     assert (decision["by"], after["name"], after["role"]) == ("Ann Smith", "Ann Smith", "inspector")
     assert after["person"] == f"{provider.issuer} u-1"
-    cookies = dict(client.cookies)
+    kept = dict(client.cookies)
     ended = client.post("/logout")
     assert (ended.status_code, ended.json()["provider"]) == (
         200,
         f"{provider.issuer}/oauth2/end_session?client_id=refdiff",
     )
     assert client.get("/v1/me").status_code == 401
-    again = httpx2.get(f"{client.base_url}/v1/me", cookies=cookies)  # the cookie itself is worth nothing any more
+    again = httpx2.get(f"{client.base_url}/v1/me", headers=cookies(kept))  # the cookie itself is worth nothing any more
     assert (again.status_code, again.json()["error"]["message"]) == (401, "your sign-in has ended; sign in again")
     assert server.service.stores.audit.verify_store().problems == []
 
@@ -140,11 +144,11 @@ def test_sign_in_holds_at_every_server_of_the_home_and_in_no_header(
     [value] = client.cookies.values()
     with serving(server, settings_for(provider)) as other:
         port = other.base_url.port
-        assert other.get("/v1/me", cookies={f"refdiff-person-{port}": value}).json()["name"] == "Ann Smith"
+        assert other.get("/v1/me", headers=cookies({f"refdiff-person-{port}": value})).json()["name"] == "Ann Smith"
         for header in ({"X-API-Key": value}, {"Authorization": f"Bearer {value}"}):
             assert other.get("/v1/me", headers=header).status_code == 401
         changed = value[:-1] + ("A" if value[-1] != "A" else "B")
-        assert other.get("/v1/me", cookies={f"refdiff-person-{port}": changed}).status_code == 401
+        assert other.get("/v1/me", headers=cookies({f"refdiff-person-{port}": changed})).status_code == 401
 
 
 def test_api_key_works_beside_the_sign_in(server: Running, client: httpx2.Client) -> None:
@@ -214,7 +218,7 @@ def test_token_that_does_not_hold_is_refused(client: httpx2.Client, lying: Provi
 
 
 def _unsigned(claims: Claims, key: RSAKey) -> str:
-    return jwt.encode({"alg": "none"}, claims, OctKey.import_key("x"), algorithms=["none"])
+    return jwt.encode({"alg": "none"}, claims, OctKey.import_key("x" * 32), algorithms=["none"])
 
 
 def _by_secret(claims: Claims, key: RSAKey) -> str:
@@ -249,9 +253,9 @@ def test_answer_to_another_sign_in_is_refused(client: httpx2.Client, provider: P
     kept = dict(client.cookies)
     assert client.get(ours.replace("state=", "state=x")).status_code == 400
     assert not client.cookies  # one try
-    assert client.get(f"{ours}&iss=https://evil.example", cookies=kept).status_code == 400
-    assert client.get(ours, cookies=kept).status_code == 303
-    again = client.get(ours, cookies=kept)
+    assert client.get(f"{ours}&iss=https://evil.example", headers=cookies(kept)).status_code == 400
+    assert client.get(ours, headers=cookies(kept)).status_code == 303
+    again = client.get(ours, headers=cookies(kept))
     assert (again.status_code, "does not accept this answer any more" in again.text) == (401, True)
 
 
@@ -260,7 +264,7 @@ def test_code_that_was_stolen_is_worth_nothing_without_the_verifier(client: http
     [(name, value)] = client.cookies.items()
     state, nonce, verifier = value.split(".")
     client.cookies.clear()
-    answer = client.get(ours, cookies={name: f"{state}.{nonce}.{verifier[::-1]}"})
+    answer = client.get(ours, headers=cookies({name: f"{state}.{nonce}.{verifier[::-1]}"}))
     assert answer.status_code == 401
 
 
@@ -379,7 +383,6 @@ def test_provider_that_is_away_keeps_nobody_with_a_key_outside(server: Running) 
         provider._server.shutdown()  # it goes away in between
         provider._server.socket.close()
         assert client.get(back).status_code == 503
-    assert check_sign_in(ServerSettings()).status == "off"
 
 
 def test_client_that_the_provider_does_not_know_is_told_to_the_operator() -> None:
