@@ -19,8 +19,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode, ToolRuntime
+from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
+from refdiff.agent import telemetry
 from refdiff.agent.context import AgentContext
 from refdiff.agent.nodes import (
     agent_node,
@@ -64,7 +67,7 @@ _AFTER: dict[str, str | Callable[[InspectionState], str]] = {
 def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
     graph = StateGraph(InspectionState, context_schema=AgentContext)
     graph.add_node("agent", agent_node)
-    graph.add_node("tools", ToolNode(TOOLS, handle_tool_errors=tool_error))
+    graph.add_node("tools", ToolNode(TOOLS, handle_tool_errors=tool_error, wrap_tool_call=_spanned))
     graph.add_node("record", record_node)
     graph.add_node("verify", verify_node)
     graph.add_node("read", read_node)
@@ -78,6 +81,12 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Compile
         else:
             graph.add_conditional_edges(name, after)
     return graph.compile(checkpointer=checkpointer)
+
+
+def _spanned(request: ToolCallRequest, run: Callable[[ToolCallRequest], ToolMessage | Command[Any]]) -> Any:
+    known = request.tool is not None  # else the name is what a model wrote
+    with telemetry.span(f"tool {request.tool_call['name']}" if known else "tool unknown"):
+        return run(request)
 
 
 def run_script(state: Mapping[str, Any], context: AgentContext) -> None:
@@ -113,7 +122,8 @@ def _answer(call: ToolCall, state: InspectionState, context: AgentContext) -> To
     tools: dict[str, Any] = {t.name: t for t in TOOLS}
     runtime = ToolRuntime(state, context, {}, lambda _: None, call["id"], None)
     try:
-        content, artifact = tools[call["name"]].func(**call["args"], runtime=runtime)
+        with telemetry.span(f"tool {call['name']}"):
+            content, artifact = tools[call["name"]].func(**call["args"], runtime=runtime)
     except Exception as e:
         return ToolMessage(tool_error(e), name=call["name"], tool_call_id=call["id"], status="error")
     return ToolMessage(content, artifact=artifact, name=call["name"], tool_call_id=call["id"])

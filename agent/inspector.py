@@ -11,7 +11,7 @@ from typing import Any
 from langgraph.graph import START
 from langgraph.types import Command, StateSnapshot
 
-from refdiff.agent import prompts
+from refdiff.agent import prompts, telemetry
 from refdiff.agent.checkpoints import open_checkpoints, run_config
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.choice import choose_driver
@@ -79,8 +79,13 @@ class Inspector(AbstractContextManager["Inspector"]):
 
         Raises UnknownPartError, UnknownProductError, ImageError, UnavailableError; nothing is filed then.
         """
-        with self.checkpoints.claim(request.inspection_id):  # before the bank, so a second process gets the right error
-            return self._run(request)
+        with (
+            telemetry.span("inspection", inspection_id=request.inspection_id, part=request.part_id),
+            self.checkpoints.claim(request.inspection_id),  # before the bank, so a second process gets the right error
+        ):
+            report = self._run(request)
+            telemetry.note(product=report.product, verdict=report.verdict.value, driver=report.judge.via)
+            return report
 
     def _run(self, request: InspectionRequest) -> DefectReport:
         capture = find_part(self.workspace.stores, request.part_id, request.product, request.capture_id)

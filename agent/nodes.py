@@ -15,7 +15,7 @@ from langchain_core.tools import ToolException
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
-from refdiff.agent import prompts
+from refdiff.agent import prompts, telemetry
 from refdiff.agent.context import AgentContext
 from refdiff.agent.drivers.driver import failures
 from refdiff.agent.drivers.scripted import ScriptedDriver
@@ -74,6 +74,7 @@ def _fall_back(context: AgentContext, reason: str, cause: BaseException | None =
     return {"via": "fallback", "fallback_reason": reason}
 
 
+@telemetry.step("step agent")
 def agent_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Ask the driver for the next tool call."""
     context, messages, steps = runtime.context, state["messages"], state.get("steps", 0)
@@ -166,6 +167,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float))
 
 
+@telemetry.step("step record")
 def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Number the evidence that the tools just made, write the trace, post pictures in pairs."""
     messages = state["messages"]
@@ -216,6 +218,7 @@ def record_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     return update | {"messages": [*changed, *pictures], "evidence": evidence, "trace": trace, "shown": shown}
 
 
+@telemetry.step("step verify")
 def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Check the draft against its evidence; unsupported claims go back once, then they are dropped and listed."""
     draft = Draft.model_validate(state["draft"])
@@ -239,6 +242,7 @@ def verify_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     }
 
 
+@telemetry.step("step read")
 def read_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The model's own reading of the canonical pair, from a fixed prompt without user text; None if there is none."""
     context, evidence = runtime.context, evidence_of(state["evidence"])
@@ -263,6 +267,7 @@ def _is_read(state: InspectionState, context: AgentContext, evidence: Sequence[E
     return conclude_without_reading(context.tools, evidence, claims_of(state)).verdict is not Verdict.PASS
 
 
+@telemetry.step("step decide")
 def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """The verdict and the report, from the canonical comparison; deterministic, so a resumed run agrees."""
     context, evidence, request = runtime.context, evidence_of(state["evidence"]), state["request"]
@@ -299,6 +304,7 @@ def decide_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[
     return {"report": report.model_dump(mode="json")}
 
 
+@telemetry.step("filing")
 def file_node(state: InspectionState, runtime: Runtime[AgentContext]) -> dict[str, Any]:
     """Draw, write and file exactly once, before any person is asked."""
     context = runtime.context

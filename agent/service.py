@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from refdiff.agent import telemetry
 from refdiff.agent.device.published import Published, export_and_publish
 from refdiff.agent.filing import ReportFiles, filed_report
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
@@ -35,7 +36,6 @@ from refdiff.agent.language.intent import (
 from refdiff.agent.language.parts import parts_in
 from refdiff.agent.people.names import DefectNames
 from refdiff.agent.people.reviews import Reviews
-from refdiff.agent.received import file_received
 from refdiff.agent.report import pictures
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.report.values import Values
@@ -43,6 +43,7 @@ from refdiff.agent.request import InspectionRequest, Judge, capture_part, prepar
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work.batches import BatchPart, fill
 from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
+from refdiff.agent.work.received import file_received
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
 from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
@@ -379,12 +380,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             )  # fmt: skip
         try:
             job, new = self.jobs.add(
-                request.inspection_id, asdict(request), origin, self.settings.queue_limit, digest,
+                request.inspection_id, asdict(request) | telemetry.carried(), origin, self.settings.queue_limit, digest,
                 priority=priority, line=line, batch=batch,
             )  # fmt: skip
         except BusyError as e:
             e.retry_after_s = self._queue.seconds_each
             raise
+        telemetry.note(inspection_id=job.inspection_id, part=named, product=job.request["product"])
         if new:
             self._queue.enqueue(job)
         return job
@@ -671,8 +673,11 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _inspect(self, job: Job) -> str:
         """Run by the queue, perhaps again after a crash: a filed inspection is not repeated."""
+        asked = dict(job.request)
+        parent, first = asked.pop(telemetry.CARRIED, None), job.attempts == 1
         if not self._filed(job.inspection_id):
-            return self._inspector.run(InspectionRequest(**job.request)).verdict.value
+            with telemetry.continuing(parent, job.created_at, waited=first, apart=job.batch is not None):
+                return self._inspector.run(InspectionRequest(**asked)).verdict.value
         return self.report(job.inspection_id).verdict.value
 
     def _adopt(self) -> None:

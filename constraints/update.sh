@@ -11,4 +11,4 @@ compile() {
     -c constraints/cpu.txt "${differing[@]/#/--no-emit-package=}" "$@" >/dev/null
 }
 compile --extra all --extra dev -o constraints/develop.txt
-compile --extra cloud --extra mcp --extra openvino --extra postgres --extra s3 --extra slack --extra teams --extra thermal --extra train -o constraints/app.txt
+compile --extra cloud --extra mcp --extra oidc --extra openvino --extra postgres --extra s3 --extra slack --extra teams --extra telemetry --extra thermal --extra train -o constraints/app.txt

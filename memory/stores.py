@@ -25,6 +25,7 @@ from refdiff.memory.records.inspections import InspectionStore
 from refdiff.memory.records.networks import NetworkStore
 from refdiff.memory.records.products import ProductStore
 from refdiff.memory.records.published_exports import PublishedExports
+from refdiff.memory.records.sign_ins import SignInStore
 from refdiff.memory.schema import open_main
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError
@@ -81,6 +82,7 @@ class Stores(AbstractContextManager["Stores"]):
     frames: FrameStore
     defect_names: DefectNameStore
     keys: KeyStore
+    sign_ins: SignInStore
     jobs: JobStore
     batches: BatchStore
     exports: PublishedExports
@@ -116,6 +118,7 @@ class Stores(AbstractContextManager["Stores"]):
             frames=FrameStore(db),
             defect_names=DefectNameStore(db),
             keys=KeyStore(db, home),
+            sign_ins=SignInStore(db),
             jobs=JobStore(db),
             batches=BatchStore(db),
             exports=PublishedExports(home / "exports", db),

@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 
 from refdiff.server.settings import ConfigurationError
 
-_PREFIXES = ("REFDIFF_", "QDRANT_", "SLACK_")
+_PREFIXES = ("REFDIFF_", "QDRANT_", "SLACK_", "OTEL_")
 _MAX_BYTES = 1_000_000
 
 

@@ -12,11 +12,13 @@ _EXTRAS = {
     "slack": ("Slack", "slack_bolt"),
     "teams": ("Teams", "microsoft_teams"),
     "mcp": ("MCP", "mcp"),
+    "oidc": ("Sign-in with an identity provider", "authlib"),
+    "telemetry": ("Exporting traces", "opentelemetry.sdk"),
     "train": ("Training", "matplotlib"),
 }
 
 
-def require_extra(extra: Literal["slack", "teams", "mcp", "train"]) -> None:
+def require_extra(extra: Literal["slack", "teams", "mcp", "oidc", "telemetry", "train"]) -> None:
     """Raises UnavailableError, with what to install, where the packages of an extra are missing."""
     what, module = _EXTRAS[extra]
     if find_spec(module) is None:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.kinds import Role
 from refdiff.memory.settings import MemorySettings, login_name
 from refdiff.model.errors import RefDiffError
 from refdiff.model.settings import ENVIRONMENT, ModelSettings
@@ -52,6 +53,26 @@ class ServerSettings(BaseSettings):
     allowed_hosts: list[str] = Field(
         default=[], description='Other names of a loopback server behind a proxy, as JSON: ["qa.example.com"].'
     )
+    oidc_issuer: str | None = Field(
+        default=None, description="OpenID Connect provider that people sign in with: its issuer, an https address."
+    )
+    oidc_client_id: str | None = Field(default=None, description="What the provider calls this server.")
+    oidc_client_secret: SecretStr | None = Field(default=None, description="Secret of that client; none: PKCE alone.")
+    oidc_scope: str = Field(
+        default="openid profile email", pattern=r"^(.* )?openid( .*)?$", description="What is asked of the provider."
+    )
+    oidc_name_claim: str = Field(
+        default="name", min_length=1, description="Claim with the person's name, which appears in reports."
+    )
+    oidc_role_claim: str = Field(
+        default="roles",
+        min_length=1,
+        description="Claim with the person's roles; dots lead inside: realm_access.roles.",
+    )
+    oidc_roles: dict[str, Role] = Field(
+        default={}, description='Values of that claim and what they may do, as JSON: {"qa": "inspector"}.'
+    )
+    oidc_session_h: float = Field(default=10, gt=0, le=168, description="How long somebody stays signed in, in hours.")
     mcp_token: SecretStr | None = Field(
         default=None, min_length=16, description="Token that callers of `refdiff mcp --http` must send."
     )
@@ -120,6 +141,7 @@ class Settings:
             "REFDIFF_REQUIRE_KEY": self.server.require_key,
             "REFDIFF_ALLOWED_HOSTS": self.server.allowed_hosts,
             "REFDIFF_PUBLIC_URL": self.chat.public_url,
+            "REFDIFF_OIDC_ISSUER": self.server.oidc_issuer,
             "SLACK_SIGNING_SECRET": self.chat.slack_signing_secret,
             "REFDIFF_TEAMS_CLIENT_ID": self.chat.teams_client_id,
             "REFDIFF_TEAMS_CLIENT_SECRET": self.chat.teams_client_secret,

@@ -34,10 +34,13 @@ def proxy_header(names: Iterable[str]) -> str | None:
     return next((name for name in names if _PROXY.fullmatch(name)), None)
 
 
-def check_open_to(host: str, keys: KeyStore, without_keys: bool = False, proxy: str | None = None) -> None:
+def check_open_to(
+    host: str, keys: KeyStore, without_keys: bool = False, proxy: str | None = None, people: bool = False
+) -> None:
     """Raises InputError if strangers could connect without a key.
 
     without_keys: callers from this machine need none. proxy: the setting that says that others call through a proxy.
+    people: an identity provider lets people in, so that no key is needed to begin with.
     """
     if without_keys:
         why = (
@@ -51,7 +54,7 @@ def check_open_to(host: str, keys: KeyStore, without_keys: bool = False, proxy: 
         )
         if why:
             raise InputError(f"--without-keys is not possible here: {why}; leave it out")
-    elif not is_loopback(host) and not keys.any_good():
+    elif not is_loopback(host) and not people and not keys.any_good():
         raise InputError(
             f"--host {host} is reachable from other machines, but there is no API key yet; create one first: "
             "refdiff keys add NAME --role admin (or serve on 127.0.0.1)"

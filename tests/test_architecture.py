@@ -27,10 +27,10 @@ ORDER = {
     "submit_report context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
     "audit_head database artefacts photos locks rows kinds settings timestamps",
-    "agent": "service received device people evaluation recording inspector graph nodes language filing verdict context "
-    "drivers checkpoints work report events prompts request settings state",
-    "server": "cli device web chat mcp watch model_server vllm_plugin progress base64_images extras sockets signals "
-    "env_files settings logs",
+    "agent": "service device people evaluation recording inspector graph nodes language filing verdict context "
+    "drivers checkpoints work report telemetry events prompts request settings state",
+    "server": "cli device web chat mcp watch telemetry model_server vllm_plugin progress base64_images extras sockets "
+    "signals env_files settings logs",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]

@@ -54,7 +54,7 @@ def _known_variables() -> set[str]:
         for name, field in settings.model_fields.items():
             alias = field.validation_alias
             found.add(str(alias).upper() if isinstance(alias, str) else f"REFDIFF_{name.upper()}")
-    return found | {"QDRANT_URL", "QDRANT_API_KEY"} | OF_THE_BUCKET
+    return found | {"QDRANT_URL", "QDRANT_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT"} | OF_THE_BUCKET
 
 
 def _stage(name: str) -> str:
@@ -320,9 +320,28 @@ def test_hashed_pins_agree_with_the_versions(name: str) -> None:
     [
         (
             "develop",
-            ["cloud", "demo", "mcp", "onnx", "openvino", "postgres", "s3", "slack", "teams", "thermal", "train", "dev"],
+            [
+                "cloud",
+                "demo",
+                "ed25519",
+                "mcp",
+                "oidc",
+                "onnx",
+                "openvino",
+                "postgres",
+                "s3",
+                "slack",
+                "teams",
+                "telemetry",
+                "thermal",
+                "train",
+                "dev",
+            ],
         ),
-        ("app", ["cloud", "mcp", "openvino", "postgres", "s3", "slack", "teams", "thermal", "train"]),
+        (
+            "app",
+            ["cloud", "mcp", "oidc", "openvino", "postgres", "s3", "slack", "teams", "telemetry", "thermal", "train"],
+        ),
     ],
 )
 def test_everything_that_is_installed_is_pinned_with_hashes(name: str, extras: list[str]) -> None:

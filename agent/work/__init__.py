@@ -1,1 +1,1 @@
-"""Accepted work: the queue that is inspected one part after the other, and batches of many parts."""
+"""Accepted work: the queue that is inspected one part after the other, batches of many parts, and reports that devices send."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
+from refdiff.agent import telemetry
 from refdiff.agent.request import Judge, prepare
 from refdiff.memory.journals.batches import Batch, LeftOut
 from refdiff.memory.journals.jobs import BATCH
@@ -79,7 +80,7 @@ def fill(
             missing.append(LeftOut(part.name, str(e)))
             continue
         stores.jobs.add(
-            request.inspection_id, asdict(request), None, 0, priority=BATCH, batch=batch_id,
+            request.inspection_id, asdict(request) | telemetry.carried(), None, 0, priority=BATCH, batch=batch_id,
             line=batch_id if in_order else None,
         )  # fmt: skip
         accepted += 1

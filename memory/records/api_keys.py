@@ -28,20 +28,21 @@ from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.model.files import storage_error, write_atomic
 
-_PREFIX = "rdk"
-_MAX_NAME = 128
+KEYS, SIGN_INS = ("rdk", "k"), ("rds", "s")  # how their texts and ids begin; sign_ins.py has the latter
+MAX_NAME = 128
 _K = t.keys.c
+_IS_KEY = _K.key_id.startswith(f"{KEYS[1]}-")
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key without its secret."""
+    """A key without its secret, or a sign-in (see sign_ins.py)."""
 
     key_id: str
     name: str  # the person or program that uses it
     role: Role
     created_at: str  # ISO 8601, UTC
-    created_by: str
+    created_by: str  # of a sign-in: who that is for the identity provider
     revoked_at: str | None  # ISO 8601, UTC; None: it was not
     expires_at: str | None = None  # ISO 8601, UTC; None: never
 
@@ -62,7 +63,7 @@ class KeyStore:
 
         Raises InputError (name, role, name of another valid key, a time that has passed or that no calendar has).
         """
-        return self._add(name.strip(), role, created_by, expires_at=_after(lasts))
+        return self._add(name.strip(), role, created_by, expires_at=later_by(lasts))
 
     def rotate(
         self, which: str, by: str, keep: timedelta, lasts: timedelta | None = None
@@ -83,14 +84,14 @@ class KeyStore:
                     f"{row.key_id} is the key of this machine's operator; revoke it (refdiff keys revoke {row.key_id}), and "
                     "the next start of refdiff serve makes a new one"
                 )
-            known = _key(row)
+            known = as_key(row)
             if lasts is None and known.expires_at is not None:
                 lasts = datetime.fromisoformat(known.expires_at) - datetime.fromisoformat(known.created_at)
             kept = replace(known, expires_at=until if known.expires_at is None else min(until, known.expires_at))
             conn.execute(update(t.keys).where(_K.key_id == known.key_id).values(expires_at=kept.expires_at))
             if kept != known:
                 record_change(conn, KEY, known.key_id, by, key_state(known), key_state(kept))
-            new, text = _insert(conn, known.name, known.role, by, expires_at=_after(lasts))
+            new, text = insert_key(conn, known.name, known.role, by, expires_at=later_by(lasts))
         return new, text, kept
 
     def operator(self, name: str, *, make: bool) -> tuple[ApiKey, str] | None:
@@ -115,7 +116,8 @@ class KeyStore:
             self.revoke(key_id, name)
         if not make:
             return None
-        taken = {person(k.name) for k in self.list() if k.revoked_at is None}
+        with self._db.connection() as conn:
+            taken = taken_names(conn)
         key, text = self._add(f"{name} (this machine)" if person(name) in taken else name, "admin", name, operator=True)
         write_atomic(self._operator_file, text.encode())
         return key, text
@@ -123,29 +125,23 @@ class KeyStore:
     def _add(
         self, name: str, role: Role, created_by: str, operator: bool = False, expires_at: str | None = None
     ) -> tuple[ApiKey, str]:
-        if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
-            raise InputError(f"name of a key: give 1 to {_MAX_NAME} printable characters, who or what will use it")
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise InputError(f"name of a key: give 1 to {MAX_NAME} printable characters, who or what will use it")
         if role not in ROLES:
             raise InputError(f"role {role!r}: a role is one of {', '.join(ROLES)}")
         with changing(self._db) as conn:
             _check_free(conn, name)
-            return _insert(conn, name, role, created_by, operator, expires_at)
+            return insert_key(conn, name, role, created_by, operator, expires_at)
 
     def check(self, text: str) -> ApiKey | None:
         """The key of that text if it is valid, else None. Takes the same time whatever the secret part is."""
-        prefix, _, rest = text.partition("_")
-        key_id = f"k-{rest.partition('_')[0]}" if prefix == _PREFIX else ""
-        with self._db.connection() as conn:
-            row = t.get(conn, t.keys, key_id=key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
-        kept = row.sha256 if row is not None else "0" * 64
-        same = hmac.compare_digest(_digest(text), kept)
-        key = _key(row) if same and row is not None else None
-        return key if key is not None and key.valid(utc_now()) else None
+        return valid_key(self._db, text, KEYS)
 
     def list(self) -> builtins.list[ApiKey]:
         """All keys including revoked and expired ones, oldest first."""
         with self._db.connection() as conn:
-            return [_key(row) for row in conn.execute(select(t.keys).order_by(_K.created_at, _K.key_id)).all()]
+            found = select(t.keys).where(_IS_KEY).order_by(_K.created_at, _K.key_id)
+            return [as_key(row) for row in conn.execute(found).all()]
 
     def any_good(self) -> bool:
         """Whether there is a key besides the operator's own that was not revoked.
@@ -153,15 +149,15 @@ class KeyStore:
         One that has expired counts: a door that a key has closed is not opened by the clock.
         """
         with self._db.connection() as conn:
-            return t.find(conn, t.keys, _K.revoked_at.is_(None), ~_K.operator) is not None
+            return t.find(conn, t.keys, _K.revoked_at.is_(None), ~_K.operator, _IS_KEY) is not None
 
     def revoke(self, key_id: str, by: str = "unknown") -> ApiKey:
-        """Revoke a key, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
+        """Revoke a key, or end a sign-in, immediately and permanently; again changes nothing. Raises UnknownRecordError."""
         with changing(self._db) as conn:
             row = t.get(conn, t.keys, key_id=key_id)
             if row is None:
                 raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
-            known = _key(row)
+            known = as_key(row)
             if known.revoked_at is not None:
                 return known
             ended = replace(known, revoked_at=utc_now())
@@ -173,20 +169,43 @@ class KeyStore:
 def key_state(key: ApiKey) -> State:
     """What an audit record says of a key. Without an expiry it says what earlier versions said."""
     expires = {} if key.expires_at is None else {"expires_at": key.expires_at}
-    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at, **expires}
+    person = {"person": key.created_by} if key.key_id.startswith(f"{SIGN_INS[1]}-") else {}
+    return {"name": key.name, "role": key.role, "revoked_at": key.revoked_at, **expires, **person}
 
 
-def _insert(
-    conn: Connection, name: str, role: Role, by: str, operator: bool = False, expires_at: str | None = None
+def insert_key(
+    conn: Connection,
+    name: str,
+    role: Role,
+    created_by: str,
+    operator: bool = False,
+    expires_at: str | None = None,
+    kind: tuple[str, str] = KEYS,
 ) -> tuple[ApiKey, str]:
-    key = ApiKey(f"k-{secrets.token_hex(4)}", name, role, utc_now(), by, None, expires_at)
-    text = f"{_PREFIX}_{key.key_id[2:]}_{secrets.token_urlsafe(32)}"
+    """A new row of `keys` with its audit record, in the caller's `changing`; and its secret text. Checks nothing."""
+    begins, letter = kind
+    number = secrets.token_hex(4 if kind == KEYS else 8)  # each sign-in is a row: 32 bits would meet again
+    key = ApiKey(f"{letter}-{number}", name, role, utc_now(), created_by, None, expires_at)
+    text = f"{begins}_{number}_{secrets.token_urlsafe(32)}"
     conn.execute(insert(t.keys), vars(key) | {"sha256": _digest(text), "operator": operator})
-    record_change(conn, KEY, key.key_id, by, None, key_state(key))
+    record_change(conn, KEY, key.key_id, created_by if kind == KEYS else name, None, key_state(key))
     return key, text
 
 
-def _after(lasts: timedelta | None) -> str | None:
+def valid_key(db: Database, text: str, kind: tuple[str, str]) -> ApiKey | None:
+    """The row of `keys` of that kind and text, if it is valid. Takes the same time whatever the secret part is."""
+    prefix, _, rest = text.partition("_")
+    key_id = f"{kind[1]}-{rest.partition('_')[0]}" if prefix == kind[0] else ""
+    with db.connection() as conn:
+        row = t.get(conn, t.keys, key_id=key_id.encode("utf-8", "replace").decode().replace("\0", "?"))
+    kept = row.sha256 if row is not None else "0" * 64
+    same = hmac.compare_digest(_digest(text), kept)
+    key = as_key(row) if same and row is not None else None
+    return key if key is not None and key.valid(utc_now()) else None
+
+
+def later_by(lasts: timedelta | None) -> str | None:
+    """When that has passed (ISO 8601, UTC). Raises InputError."""
     if lasts is None:
         return None
     if lasts <= timedelta(0):
@@ -201,27 +220,37 @@ def _later(by: timedelta) -> datetime:
         raise InputError("that is later than dates go") from e
 
 
-def _valid(at: str) -> ColumnElement[bool]:
+def is_valid(at: str) -> ColumnElement[bool]:
     return _K.revoked_at.is_(None) & or_(_K.expires_at.is_(None), _K.expires_at > at)
 
 
 def _newest_valid(conn: Connection, which: str) -> Row[Any]:
     """Raises UnknownRecordError."""
-    for row in conn.execute(select(t.keys).where(_valid(utc_now())).order_by(_K.created_at.desc())).all():
+    for row in conn.execute(select(t.keys).where(is_valid(utc_now()), _IS_KEY).order_by(_K.created_at.desc())).all():
         if which == row.key_id or person(which) == person(row.name):
             return row
     raise UnknownRecordError(f"no valid key has the id or name {which!r}; `refdiff keys list` shows them")
 
 
+def taken_names(conn: Connection) -> dict[str, tuple[str, str]]:
+    """Names of valid keys and of everybody who ever signed in, as `person` compares them: id and name of each."""
+    taken = is_valid(utc_now()) | ~_IS_KEY  # whoever signed in may do so again
+    rows = conn.execute(select(_K.key_id, _K.name).where(taken)).all()
+    return {person(row.name): (row.key_id, row.name) for row in rows}
+
+
 def _check_free(conn: Connection, name: str) -> None:
-    """Raises InputError where a valid key has that name."""
-    for row in conn.execute(select(_K.key_id, _K.name).where(_valid(utc_now()))).all():
-        if person(row.name) == person(name):
-            raise InputError(
-                f"the key {row.key_id} already has the name {row.name!r}, which stands in reports; choose "
-                f"another name, replace that key (refdiff keys rotate {row.key_id}), or revoke it first: "
-                f"refdiff keys revoke {row.key_id}"
-            )
+    """Raises InputError where a valid key, or somebody who signs in, has that name."""
+    if (found := taken_names(conn).get(person(name))) is None:
+        return
+    key_id, known = found
+    if key_id.startswith(f"{SIGN_INS[1]}-"):
+        raise InputError(f"{known!r} is the name of a person who signs in, and stands in reports; choose another name")
+    raise InputError(
+        f"the key {key_id} already has the name {known!r}, which stands in reports; choose "
+        f"another name, replace that key (refdiff keys rotate {key_id}), or revoke it first: "
+        f"refdiff keys revoke {key_id}"
+    )
 
 
 def person(name: str) -> str:
@@ -234,9 +263,9 @@ def _digest(text: str) -> str:
 
 
 def keys_of(conn: Connection) -> dict[str, ApiKey]:
-    """All keys by id, in somebody's transaction."""
-    return {row.key_id: _key(row) for row in conn.execute(select(t.keys)).all()}
+    """All keys and sign-ins by id, in somebody's transaction."""
+    return {row.key_id: as_key(row) for row in conn.execute(select(t.keys)).all()}
 
 
-def _key(row: Row[Any]) -> ApiKey:
+def as_key(row: Row[Any]) -> ApiKey:
     return ApiKey(**t.fields(row, ApiKey))

@@ -23,7 +23,7 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.locks import hold_lock
 from refdiff.memory.photos.image_store import ImageStore
-from refdiff.memory.records.api_keys import ApiKey, keys_of
+from refdiff.memory.records.api_keys import KEYS, ApiKey, keys_of
 from refdiff.memory.records.defect_names import NAMED_NOW
 from refdiff.memory.schema import MAIN, MOVED, MOVING, other_stores
 from refdiff.memory.settings import MemorySettings
@@ -228,7 +228,7 @@ class _Doctor:
         lately = to_utc(datetime.now(UTC) - timedelta(days=LATELY_DAYS))
         found.lately = int(conn.scalar(select(func.count()).where(i.created_at >= lately)) or 0)
         found.newest_at = conn.scalar(select(func.max(t.audit.c.at)))
-        found.keys = [key for key in keys_of(conn).values() if key.revoked_at is None]
+        found.keys = [k for k in keys_of(conn).values() if k.revoked_at is None and k.key_id.startswith(f"{KEYS[1]}-")]
         found.schema = str(conn.scalar(text("SELECT version_num FROM alembic_version")))
         if stores.db.path is None:
             found.bytes["records in Postgres"] = int(

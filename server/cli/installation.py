@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the database's library takes a while to import
     from refdiff.agent.settings import AgentSettings
     from refdiff.memory.upkeep.doctor import BankContents, Examination
     from refdiff.model.settings import ModelSettings
-    from refdiff.server.settings import Settings
+    from refdiff.server.settings import ServerSettings, Settings
     from refdiff.tools.workspace import Workspace
 
 Status = Literal["ok", "off", "warning", "broken"]
@@ -115,6 +115,8 @@ def check_installation(settings: Settings, found: Examination, bank: Bank) -> li
         ("language model", lambda: _language_model(settings.agent, model)),
         ("calibrations", lambda: _calibrations(bank)),
     )
+    if settings.server.oidc_issuer is not None:
+        checks += (("sign-in", lambda: check_sign_in(settings.server)),)
     return [_made(name, check) for name, check in checks]
 
 
@@ -328,6 +330,24 @@ def _endpoint(agent: AgentSettings, url: str) -> Check:
     if status >= 500:
         return Check(name, "warning", f"{shown} fails ({status}){meanwhile}", "see its log")
     return Check(name, "ok", f"{shown}, model {agent.llm_model}")
+
+
+def check_sign_in(server: ServerSettings) -> Check:
+    """Whether people can sign in: asks the identity provider what it says of itself."""
+    from refdiff.server.settings import ConfigurationError
+    from refdiff.server.web.errors import Refused
+    from refdiff.server.web.identity_provider import IdentityProvider
+
+    name = "sign-in"
+    try:
+        IdentityProvider(server).told()
+    except Refused as e:
+        return Check(
+            name, "warning", str(e.detail), "start it, or correct REFDIFF_OIDC_ISSUER; API keys work meanwhile"
+        )
+    except ConfigurationError as e:
+        return Check(name, "broken", str(e), "refdiff serve does not start until it is corrected")
+    return Check(name, "ok", f"{server.oidc_issuer} answers, its keys can be read")
 
 
 def _calibrations(bank: Bank) -> Check:

@@ -66,11 +66,13 @@ def serve(
     chosen = settings(references=references, alpha=alpha)
     with contextlib.closing(listen(host, port)) as listener:  # before the heavy imports
         with open_stores() as stores:
-            check_open_to(host, stores.keys, without_keys, chosen.behind_a_proxy)
+            people = chosen.server.oidc_issuer is not None
+            check_open_to(host, stores.keys, without_keys, chosen.behind_a_proxy, people)
         if without_keys:
             output.note(
                 "without keys, every account and every program of this machine may do everything under your name"
             )
+        from refdiff.server.telemetry import exporting
         from refdiff.server.web.serve import serve as run_server
 
         def ready(address: str, sign_in: OperatorSignIn | None) -> None:
@@ -82,7 +84,8 @@ def serve(
             document = {"address": address, "home": str(chosen.memory.home), "sign_in": link, "api_key": text}
             emit(document, "\n".join(lines))
 
-        run_server(listener, host, chosen, ready, without_keys, "server" if no_inspections else "all")
+        with exporting("refdiff-server"):
+            run_server(listener, host, chosen, ready, without_keys, "server" if no_inspections else "all")
 
 
 @keys.command("add", epilog="Example: refdiff keys add 'line 3' --role inspector")
@@ -129,24 +132,30 @@ def _about(key: ApiKey) -> str:
 
 
 @keys.command("list", epilog="Example: refdiff keys list --json")
-def list_keys(_json: Json = False) -> None:
+def list_keys(
+    signed_in: Annotated[
+        bool, typer.Option("--signed-in", help="People who are signed in now instead; `keys revoke` signs them out.")
+    ] = False,
+    _json: Json = False,
+) -> None:
     """List all API keys, including revoked and expired ones."""
     with open_stores() as stores:
-        found = stores.keys.list()
+        found = stores.sign_ins.list() if signed_in else stores.keys.list()
     shown = output.table("Key", "Name", "Role", "Created", "By", "Expires", "Revoked")
     for key in found:
         times = (minute(key.expires_at), minute(key.revoked_at))
         cells = (key.key_id, key.name, key.role, minute(key.created_at), key.created_by, *times)
         shown.add_row(*map(output.printable, cells))
-    hint = "no API keys; create one: refdiff keys add NAME --role inspector"
+    hint = "nobody is signed in" if signed_in else "no API keys; create one: refdiff keys add NAME --role inspector"
     emit({"keys": [asdict(k) for k in found]}, shown if found else hint)
 
 
 @keys.command(epilog="Example: refdiff keys revoke k-1a2b3c4d")
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Key id, like k-1a2b3c4d.")], _json: Json = False
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Key id, like k-1a2b3c4d; or that of a sign-in, s-...")],
+    _json: Json = False,
 ) -> None:
-    """Revoke a key, immediately and permanently."""
+    """Revoke a key, or sign somebody out, immediately and permanently."""
     with open_stores() as stores:
         ended = stores.keys.revoke(clean(key_id), settings().server.user)
     emit(asdict(ended), f"{ended.key_id} ({output.printable(ended.name)}): revoked")

@@ -109,6 +109,7 @@ def watch(
     from refdiff.agent.inspector import Inspector
     from refdiff.memory.journals.watch import WatchJournal
     from refdiff.memory.locks import hold_lock
+    from refdiff.server.telemetry import exporting
     from refdiff.server.watch.folder import WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.names import NamePattern
@@ -119,6 +120,7 @@ def watch(
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge, count, chosen.server.user)
     folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
     with ExitStack() as stack:
+        stack.enter_context(exporting("refdiff-watch"))
         busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
         stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
         journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))

@@ -68,8 +68,10 @@ def worker(
     with contextlib.ExitStack() as opened:
         listener = None if port is None else opened.enter_context(contextlib.closing(listen(host, port)))
         from refdiff.agent.service import InspectionService  # takes a while to import
+        from refdiff.server.telemetry import exporting
 
         interrupted = opened.enter_context(stopping(done.set))
+        opened.enter_context(exporting("refdiff-worker"))
         service = InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent, role="worker")
         document, probed = {"worker": service.worker, "home": str(chosen.memory.home)}, ""
         try:

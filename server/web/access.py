@@ -1,10 +1,11 @@
-"""Authentication: API keys with roles, and the browser of the person who runs the server."""
+"""Authentication: API keys with roles, people who signed in, and the browser of the person who runs the server."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -19,16 +20,18 @@ from refdiff.memory.kinds import OPERATOR_FILE, ROLES, Role
 from refdiff.memory.records.api_keys import KeyStore
 from refdiff.server.sockets import is_loopback, proxy_header
 from refdiff.server.web.errors import Refused
-from refdiff.server.web.sign_in import OperatorSignIn
+from refdiff.server.web.sign_in import OperatorSignIn, PeopleSignIn
 
 WRONG_KEYS_PER_MINUTE = 20
+SIGN_IN_PATH = "/oidc/login"
 _bearer = HTTPBearer(auto_error=False, description="An API key (`refdiff keys add`)")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key (`refdiff keys add`)")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The author of a request. name: appears in reports and dispositions. key_id: None on a server without keys."""
+    """The author of a request. name: appears in reports and dispositions. key_id: of the key or the sign-in; None on a
+    server without keys."""
 
     name: str
     role: Role
@@ -39,7 +42,8 @@ class Caller:
 
 
 class Access:
-    """Who may connect: with an API key; on loopback also the operator's browser (see OperatorSignIn).
+    """Who may connect: with an API key; people who signed in (see PeopleSignIn); on loopback also the operator's browser
+    (see OperatorSignIn).
 
     without_keys: on loopback everybody may do everything, whatever key they send. That door closes as soon as there is an
     API key, and to any request that came through a proxy: a proxy on this machine makes every external request look local.
@@ -54,10 +58,11 @@ class Access:
         sign_in: OperatorSignIn | None = None,
         without_keys: bool = False,
         hosts: tuple[str, ...] = (),
+        people: PeopleSignIn | None = None,
     ) -> None:
         """loopback: the server listens on a loopback address. user: name of a caller without a key. hosts: other names of
         the server."""
-        self.keys, self.user, self.sign_in = keys, user, sign_in
+        self.keys, self.user, self.sign_in, self.people = keys, user, sign_in, people
         self.open = loopback and without_keys
         self._loopback = loopback
         self._hosts = frozenset(h.lower() for h in hosts)
@@ -73,23 +78,46 @@ class Access:
             return Caller(self.user, "admin", None)
         if key is not None:
             self.count_wrong(client)
-            raise _unauthenticated("this API key is unknown, revoked or expired")
-        if (
-            local
-            and self.sign_in
-            and self.sign_in.holds(cookie_parser(headers.get("cookie", "")).get(cookie_name(port), ""))
-        ):
+            raise self._unauthenticated("this API key is unknown, revoked or expired")
+        cookies = cookie_parser(headers.get("cookie", ""))
+        came_back = self.people is not None and self.people.cookie(port) in cookies
+        if self.people and came_back and (known := self.people.who(cookies, port)) is not None:
+            return Caller(known.name, known.role, known.key_id)
+        if local and self.sign_in and self.sign_in.holds(cookies.get(cookie_name(port), "")):
             operator = self.keys.check(self.sign_in.text)  # None once it is revoked
             if operator is not None:
                 return Caller(operator.name, operator.role, operator.key_id)
-        raise _unauthenticated(self._way_in(proxy))
+        if came_back:
+            raise self._unauthenticated("your sign-in has ended; sign in again")
+        raise self._unauthenticated(self._way_in(proxy))
 
     def count_wrong(self, client: str) -> None:
         """Count a wrong key or token; nothing else, as all callers behind a proxy share one address. Raises Refused."""
         if not self._wrong.hit(RateLimitItemPerMinute(WRONG_KEYS_PER_MINUTE), client):
             raise Refused(429, "too many wrong API keys from this address; wait a minute", {"Retry-After": "60"})
 
+    def has_cookie(self, headers: Headers, port: int) -> bool:
+        """Whether the browser says that somebody signed in with it."""
+        return self.people is not None and self.people.cookie(port) in cookie_parser(headers.get("cookie", ""))
+
+    def is_cross_site(self, headers: Headers) -> bool:
+        """Whether a browser sent this for a page of another site; programs send neither header."""
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return True
+        if (origin := headers.get("origin")) is None:
+            return False
+        ours = {headers.get("host", "").lower()}
+        if self.people and self.people.public_url:  # a proxy may call by another name
+            ours.add(urlsplit(self.people.public_url).netloc.lower())
+        return urlsplit(origin).netloc.lower() not in ours
+
+    def _unauthenticated(self, message: str) -> Refused:
+        more = {"sign_in": f"{self.people.public_url or ''}{SIGN_IN_PATH}"} if self.people else {}
+        return Refused(401, message, {"WWW-Authenticate": "Bearer"}, **more)
+
     def _way_in(self, proxy: str | None) -> str:
+        if self.people is not None:
+            return "sign in, or send an API key: Authorization: Bearer KEY (create one with `refdiff keys add`)"
         if proxy is not None and (self.open or self.sign_in):
             return f"this request came through a proxy (header {proxy[:40]}) and needs an API key: Authorization: Bearer KEY"
         if self.sign_in is not None:
@@ -102,10 +130,6 @@ class Access:
     def host_allowed(self, headers: Headers) -> bool:
         """Whether the Host header is allowed; on loopback other names than localhost would permit DNS rebinding."""
         return not self._loopback or host_is_loopback(headers) or host_name(headers) in self._hosts
-
-
-def _unauthenticated(message: str) -> Refused:
-    return Refused(401, message, {"WWW-Authenticate": "Bearer"})
 
 
 def host_name(headers: Headers) -> str:
@@ -153,7 +177,7 @@ def given_key(headers: Headers) -> str | None:
 def check_role(caller: Caller, role: Role) -> None:
     """Raises Refused 403."""
     if not caller.may(role):
-        raise Refused(403, f"the key of {caller.name!r} has the role {caller.role}; this needs {role}")
+        raise Refused(403, f"{caller.name!r} has the role {caller.role}; this needs {role}")
 
 
 # the dependencies are async: a sync one would need one of the threads that uploads and questions may hold

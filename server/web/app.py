@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from refdiff.agent.service import InspectionService
 from refdiff.server.settings import ServerSettings
+from refdiff.server.telemetry import of_requests
 from refdiff.server.web import errors
 from refdiff.server.web.access import Access
 from refdiff.server.web.metrics import Metrics
@@ -24,6 +25,7 @@ from refdiff.server.web.routes import (
     inspections,
     line_cameras,
     login,
+    oidc,
     openai,
     people,
     products,
@@ -43,6 +45,7 @@ ROUTERS = (
     openai.router,
     health.router,
     login.router,
+    oidc.router,
 )
 
 
@@ -62,6 +65,7 @@ def create_app(
         description=ABOUT,
         version=version("refdiff"),
         swagger_ui_parameters={"validatorUrl": None, "docExpansion": "none"},
+        telemetry=of_requests(),
         form_limits={"max_files": 200, "max_fields": 32, "max_part_size": 100_000},
     )
     app.state.service, app.state.access, app.state.metrics = service, access, Metrics(service)

@@ -59,10 +59,11 @@ class ErrorBody(BaseModel):
 
 
 class Refused(HTTPException):
-    """Raised by routes for problems that no store knows about: keys, roles, formats."""
+    """Raised by routes for problems that no store knows about: keys, roles, formats. more: further fields of the error."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, **more: str) -> None:
         super().__init__(status, message, headers)
+        self.more = more
 
 
 def responses(*statuses: int, answers: str = "") -> dict[int | str, dict[str, Any]]:
@@ -116,4 +117,5 @@ async def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     name = _NAMES.get(error.status_code, "error")
     kind = "".join(word.capitalize() for word in name.split("_"))
-    return JSONResponse(body(request, kind, str(error.detail), name), error.status_code, error.headers)
+    more = error.more if isinstance(error, Refused) else {}
+    return JSONResponse(body(request, kind, str(error.detail), name, **more), error.status_code, error.headers)

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from anyio import CancelScope, CapacityLimiter
 from anyio.to_thread import run_sync
@@ -22,7 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -192,17 +191,24 @@ class RequestAdmission:
         if not self._access.host_allowed(headers):
             raise errors.Refused(403, f"unknown host {headers.get('host', '')[:80]!r}: use localhost, or add the "
                                  "host to REFDIFF_ALLOWED_HOSTS")  # fmt: skip
-        if (key is None or self._access.open) and request.method not in _SAFE and _is_cross_site(headers):
+        if (key is None or self._access.open) and request.method not in _SAFE and self._access.is_cross_site(headers):
             raise errors.Refused(403, "requests from web pages of other sites are not allowed")
-        client = request.client.host if request.client else ""
-        if key is None:
+        client, port = request.client.host if request.client else "", server_port(request)
+        # people behind a proxy share its address, so they count by who they are
+        person = key is None and path.startswith(_GUARDED) and self._access.has_cookie(headers, port)
+        if key is None and not person:
             self._count(client)
         if path.startswith(_GUARDED):
             # in a thread: a database on another machine may be slow to answer, and every other request would wait with it
-            identify = partial(self._access.identify, headers, client, key, server_port(request))
-            caller = await run_sync(identify, limiter=_identifying())
+            identify = partial(self._access.identify, headers, client, key, port)
+            try:
+                caller = await run_sync(identify, limiter=_identifying())
+            except errors.Refused:
+                if person:
+                    self._count(client)
+                raise
             request.state.caller = caller
-            if key is not None:
+            if key is not None or person:
                 self._count(caller.key_id or client)
         elif key is not None:
             self._count(client)
@@ -319,11 +325,3 @@ def _too_large(limit: int, photos: _Photos | None) -> errors.Refused:
     if photos and not photos.kind:
         way_out = "send large photos to /v1/captures, then name the part in the conversation"
     return errors.Refused(413, f"the body exceeds {limit:,} bytes ({way_out})")
-
-
-def _is_cross_site(headers: Headers) -> bool:
-    """Whether a browser sent this for a page of another site; programs send neither header."""
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return True
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()

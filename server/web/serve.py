@@ -10,24 +10,27 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import FrameType
 
 import uvicorn
 
 from refdiff.agent.service import InspectionService, Role
 from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.records.sign_ins import SignInStore
 from refdiff.server.chat.bots import bots
-from refdiff.server.settings import ServerSettings, Settings
+from refdiff.server.settings import ConfigurationError, ServerSettings, Settings
 from refdiff.server.signals import handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.connections import LoopErrors, PatientProtocol, most_connections, patient
 from refdiff.server.web.doorkeeper import POSSIBLE, Doorkeeper
+from refdiff.server.web.identity_provider import IdentityProvider
 from refdiff.server.web.json_logs import log_json
 from refdiff.server.web.middleware import REQUESTS
 from refdiff.server.web.routes.health import health_of
-from refdiff.server.web.sign_in import OperatorSignIn
+from refdiff.server.web.sign_in import OperatorSignIn, PeopleSignIn
 
 _QUEUE = 2048
 _M_ARENA_MAX = -8  # of mallopt(3)
@@ -57,8 +60,9 @@ def serve(
         if role == "all":  # else workers do
             service.fit_by_itself()
         keys = service.stores.keys
-        check_open_to(host, keys, without_keys, settings.behind_a_proxy)
-        access = access_to(keys, host, settings.server, without_keys)
+        people = people_sign_in(settings, host, service.stores.sign_ins)
+        check_open_to(host, keys, without_keys, settings.behind_a_proxy, people is not None)
+        access = access_to(keys, host, settings.server, without_keys, people)
         log_json(settings.server.log_level)
         most = most_connections()
         app = create_app(
@@ -82,7 +86,29 @@ def serve(
         raise KeyboardInterrupt
 
 
-def access_to(keys: KeyStore, host: str, settings: ServerSettings, without_keys: bool = False) -> Access:
+def people_sign_in(settings: Settings, host: str, sign_ins: SignInStore) -> PeopleSignIn | None:
+    """How people sign in; None without an identity provider. host: the address that the server listens on.
+
+    Raises ConfigurationError, UnavailableError.
+    """
+    server, public_url = settings.server, settings.chat.public_url
+    if server.oidc_issuer is None:
+        return None
+    if public_url is None and not is_loopback(host):
+        raise ConfigurationError(
+            "setting REFDIFF_PUBLIC_URL is missing: with REFDIFF_OIDC_ISSUER, give the address at which browsers reach this "
+            "server (https://qa.example.com), to which the provider sends them back"
+        )
+    return PeopleSignIn(IdentityProvider(server), sign_ins, public_url, timedelta(hours=server.oidc_session_h))
+
+
+def access_to(
+    keys: KeyStore,
+    host: str,
+    settings: ServerSettings,
+    without_keys: bool = False,
+    people: PeopleSignIn | None = None,
+) -> Access:
     """The access rules that follow from host and settings.
 
     On loopback the operator signs in with a key of their own, made here unless others were given out.
@@ -91,7 +117,7 @@ def access_to(keys: KeyStore, host: str, settings: ServerSettings, without_keys:
     operator = keys.operator(settings.user, make=not keys.any_good()) if loopback and not without_keys else None
     return Access(
         keys, loopback=loopback, user=settings.user, hosts=tuple(settings.allowed_hosts), without_keys=without_keys,
-        sign_in=OperatorSignIn(*operator) if operator else None,
+        sign_in=OperatorSignIn(*operator) if operator else None, people=people,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sign-in of the person who runs the server: a link with a one-time token, which the browser exchanges for a cookie."""
+"""Sign-in by cookie: of the person who runs the server, by a one-time link, and of people, by an identity provider."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import hmac
 import secrets
 import threading
 import time
+from collections.abc import Mapping
+from datetime import timedelta
 
 from refdiff.memory.records.api_keys import ApiKey
+from refdiff.memory.records.sign_ins import SignInStore
+from refdiff.server.web.identity_provider import IdentityProvider, Pending
 
 KEPT_S = 7 * 24 * 3600  # how long a browser stays signed in
 
@@ -46,3 +50,40 @@ class OperatorSignIn:
 
     def _signature(self, said: str) -> str:
         return hmac.new(self.text.encode(), said.encode("utf-8", "replace"), "sha256").hexdigest()
+
+
+class PeopleSignIn:
+    """Sign-in by an identity provider: what the provider says of a person becomes a sign-in that every server knows.
+
+    public_url: where browsers reach this server; None: at its own address, on loopback. secure: whether that is https; then
+    cookies are of this host alone (`__Host-`).
+    """
+
+    def __init__(
+        self, provider: IdentityProvider, sign_ins: SignInStore, public_url: str | None, lasts: timedelta
+    ) -> None:
+        """lasts: how long somebody stays signed in."""
+        self.provider, self._sign_ins, self._lasts = provider, sign_ins, lasts
+        self.public_url = public_url.rstrip("/") if public_url else None
+        self.secure = bool(self.public_url and self.public_url.startswith("https:"))
+
+    @property
+    def kept_s(self) -> int:
+        return round(self._lasts.total_seconds())
+
+    def cookie(self, port: int) -> str:
+        """Name of the cookie of somebody who signed in. port: of this server."""
+        return "__Host-refdiff" if self.secure else f"refdiff-person-{port}"
+
+    def pending_cookie(self, port: int) -> str:
+        """Name of the cookie of somebody who is at the provider."""
+        return "__Host-refdiff-pending" if self.secure else f"refdiff-pending-{port}"
+
+    def who(self, cookies: Mapping[str, str], port: int) -> ApiKey | None:
+        """The sign-in that a browser's cookies belong to, if it is valid."""
+        return self._sign_ins.check(cookies.get(self.cookie(port), ""))
+
+    def finish(self, pending: Pending | None, answer: Mapping[str, str], redirect_uri: str) -> str:
+        """The value of the cookie for the person that the provider names. Raises Refused, InputError."""
+        person = self.provider.finish(pending, answer, redirect_uri)
+        return self._sign_ins.begin(person.who, person.names, person.role, self._lasts)[1]

@@ -13,7 +13,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from refdiff.agent import telemetry
 from refdiff.agent.inspector import HOW_TO_ASK, Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import InspectionRequest
@@ -161,6 +165,36 @@ def test_endpoint_url_is_filed_without_its_password(workspace: Workspace, serve:
     report = _run(workspace, url.replace("://", "://ann:hunter2@"))
     assert (report.judge.via, report.judge.url) == ("endpoint", url)
     assert "hunter2" not in _everything(report)
+
+
+def test_spans_of_a_model_s_run_hang_under_its_inspection_and_hold_none_of_its_words(
+    workspace: Workspace, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+
+    def behave(body: Body) -> Any:
+        wrong = len([m for m in body["messages"] if m["role"] == "tool"]) == 1
+        return _call(LIE.replace(" ", "_")) if wrong else good(body)
+
+    report = _run(workspace, serve(behave).url)
+    assert report.judge.via == "endpoint"
+    spans = exporter.get_finished_spans()
+    [inspection] = [s for s in spans if s.name == "inspection"]
+    below = [s for s in spans if s is not inspection]
+    assert {s.parent and s.parent.span_id for s in below} == {inspection.context.span_id}
+    assert {s.context.trace_id for s in below} == {inspection.context.trace_id}
+    names = [s.name for s in below]
+    assert names.count("step agent") == len(report.tool_trace)
+    assert [n for n in names if n.startswith("tool ")] == [f"tool {t.tool}" for t in report.tool_trace]
+    assert "tool unknown" in names
+    assert {"step verify", "step read", "step decide", "filing"} <= set(names)
+    assert dict(inspection.attributes or {}) == {
+        "refdiff.inspection_id": report.inspection_id, "refdiff.part": "4412", "refdiff.product": "board",
+        "refdiff.verdict": report.verdict, "refdiff.driver": "endpoint",
+    }  # fmt: skip
+    assert "scratches" not in "".join(s.to_json() for s in spans)
 
 
 @pytest.mark.parametrize("canonical_first", [True, False])

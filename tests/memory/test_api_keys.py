@@ -101,3 +101,31 @@ def test_expiry_changed_by_other_means_is_reported(stores: Stores, keys: KeyStor
     with stores.db.transaction() as conn:
         conn.exec_driver_sql(statement)
     assert "is not the one that was recorded last" in str(stores.audit.verify_store().problem)
+
+
+def test_sign_in_is_a_record_with_an_end_and_its_person_keeps_one_name(
+    stores: Stores, keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_ins = stores.sign_ins
+    keys.add("Ann", "viewer", "bob")
+    begun, text = sign_ins.begin("https://x 1", ("Ann\n", "", "ann", "1"), "inspector", DAY)
+    assert (begun.name, begun.role, begun.created_by) == ("Ann (ann)", "inspector", "https://x 1")
+    assert (sign_ins.check(text), keys.check(text), sign_ins.check("rds_x_y")) == (begun, None, None)
+    again, _ = sign_ins.begin("https://x 1", ("Berta",), "admin", DAY)
+    assert (again.name, again.role, again.key_id != begun.key_id) == ("Ann (ann)", "admin", True)
+    other, _ = sign_ins.begin("https://y 1", ("Ann", "ann", "1"), "viewer", DAY)  # another provider's
+    assert other.name == "Ann (1)"
+    with pytest.raises(InputError, match="rename the key, or the account"):
+        sign_ins.begin("https://z 1", ("Ann", "ann", "1"), "viewer", DAY)
+    assert {k.key_id for k in sign_ins.list()} == {begun.key_id, again.key_id, other.key_id}
+    assert [k.name for k in keys.list()] == ["Ann"]
+    with pytest.raises(UnknownRecordError):
+        keys.rotate(begun.key_id, "bob", DAY)
+    keys.revoke(again.key_id, "Ann (ann)")
+    later(monkeypatch, 2 * DAY)
+    assert sign_ins.check(text) is None
+    with pytest.raises(InputError, match="a person who signs in"):
+        keys.add("ann (ANN)", "viewer", "bob")
+    changes = stores.audit.changes("key")
+    assert [c.by for c in changes] == ["bob", "Ann (ann)", "Ann (ann)", "Ann (1)", "Ann (ann)"]
+    assert stores.audit.verify_store().problems == []

@@ -1,10 +1,11 @@
-"""Sign the operator's browser in and out."""
+"""Sign the operator's browser in, and every browser out."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.server.web.access import Access, cookie_name, server_port
@@ -37,8 +38,27 @@ def login(request: Request, body: Token) -> Response:
     return answer
 
 
-@router.post("/logout", status_code=204, responses=responses())
+class SignedOut(BaseModel):
+    """provider: where the identity provider ends its own session."""
+
+    provider: str
+
+
+@router.post(
+    "/logout",
+    status_code=204,
+    responses=responses()
+    | {200: {"model": SignedOut, "description": "Signed out here; the provider may still know the person"}},
+)
 def logout(request: Request) -> Response:
-    answer = Response(status_code=204)
-    answer.delete_cookie(cookie_name(server_port(request)), httponly=True, samesite="strict")
+    """End the sign-in of this browser."""
+    access, port = cast(Access, request.app.state.access), server_port(request)
+    ended = access.people.who(request.cookies, port) if access.people else None
+    if ended is not None:
+        access.keys.revoke(ended.key_id, ended.name)
+    provider = access.people.provider.sign_out_url() if access.people and ended else None
+    answer = JSONResponse(SignedOut(provider=provider).model_dump()) if provider else Response(status_code=204)
+    answer.delete_cookie(cookie_name(port), httponly=True, samesite="strict")
+    if access.people:
+        answer.delete_cookie(access.people.cookie(port), secure=access.people.secure, httponly=True, samesite="strict")
     return answer

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from refdiff.memory.audit_export import verify_export
 from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
+from refdiff.server.settings import ServerSettings
+from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
+from refdiff.server.web.identity_provider import IdentityProvider
 from refdiff.server.web.serve import access_to
+from refdiff.server.web.sign_in import PeopleSignIn
 from refdiff.tools.golden_samples import fit as fit_module
 from tests.server.cloud_parts import BULGE, enrol_scans, scanned
 
 from .conftest import Running, start
+from .provider import Provider
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-browser)")
 pytestmark = pytest.mark.browser
@@ -387,7 +393,7 @@ def test_page_asks_for_a_key_and_keeps_it_in_the_tab(
         page.goto(f"{url}/#/inspections/{fail['inspection_id']}")
         page.wait_for_selector(".viewer[data-loaded]")  # pictures come with the key, too
         assert page.locator(".missing").count() == 0
-        assert "Your key may only look" in page.locator(".decision").inner_text()
+        assert "You may only look" in page.locator(".decision").inner_text()
         assert page.locator(".decision button").count() == 0
         assert page.context.cookies() == []
         page.reload()
@@ -425,6 +431,42 @@ def test_printed_link_signs_the_browser_in_once(server: Running, open_page: Call
     finally:
         started.should_exit = True
         thread.join(20)
+
+
+def test_person_signs_in_at_the_provider_and_comes_back_to_the_same_place(
+    server: Running, open_page: Callable[..., Any], fail: dict[str, Any]
+) -> None:
+    name = f"Eve {EVIL}"
+    with Provider({"eve": {"name": name, "roles": ["refdiff-inspector"]}}).running() as provider:
+        settings = ServerSettings(oidc_issuer=provider.issuer, oidc_client_id="r", oidc_client_secret="s")  # type: ignore[arg-type]
+        people = PeopleSignIn(IdentityProvider(settings), server.service.stores.sign_ins, None, timedelta(hours=1))
+        access = Access(server.keys, loopback=True, user="ann", people=people)
+        started, thread, url = start(create_app(server.service, access, server.settings))
+        try:
+            page = open_page(f"#/inspections/{fail['inspection_id']}", url=url, watched=False)
+            page.get_by_role("button", name="Sign in with your account").click()
+            page.get_by_role("button", name="eve").click()  # the provider's page
+            page.wait_for_selector(".viewer[data-loaded]")
+            assert page.url.startswith(f"{url}/")
+            assert f"Part {fail['part_id']}" in page.locator("h1").inner_text()
+            assert page.locator("#who span").inner_text() == name[:64].strip()
+            [cookie] = [c for c in page.context.cookies() if c["name"].startswith("refdiff")]
+            assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+            assert page.evaluate("document.cookie + sessionStorage.length + localStorage.length") == "00"
+            page.keyboard.press("a")
+            page.keyboard.type("seen")
+            page.keyboard.press("Control+Enter")
+            page.wait_for_selector(".decided")
+            made = server.service.stores.dispositions.get(fail["inspection_id"])
+            assert made is not None
+            assert made.by == name[:64].strip()
+            page.get_by_role("button", name="Sign out").click()
+            page.wait_for_url(f"{provider.issuer}/oauth2/end_session?client_id=r")
+            page.goto(url)
+            page.wait_for_selector("dialog[open]")
+        finally:
+            started.should_exit = True
+            thread.join(20)
 
 
 def test_inspection_list_filters_and_leads_to_neighbours(server: Running, open_page: Callable[..., Any]) -> None:

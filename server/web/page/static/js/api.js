@@ -12,10 +12,10 @@ export class ApiError extends Error {
 
 let askForKey = async () => null;
 
-/** How a person is asked for a key; resolves to it, or null. */
+/** How a person is asked for a key, or to sign in at an address; resolves to the key, or null. */
 export function onKeyNeeded(ask) {
   let asking = null; // many requests may fail at once, one dialog is enough
-  askForKey = (why) => (asking ??= ask(why).finally(() => { asking = null; }));
+  askForKey = (why, signInAt) => (asking ??= ask(why, signInAt).finally(() => { asking = null; }));
 }
 
 export const key = {
@@ -45,7 +45,7 @@ async function send(method, path, { query, json, form, signal } = {}) {
     const detail = await answer.json().then((body) => body.error ?? {}, () => ({}));
     if (answer.status === 401) {
       if (given) key.drop();
-      const entered = path === LOGIN ? null : await askForKey(detail.message);
+      const entered = path === LOGIN ? null : await askForKey(detail.message, detail.sign_in);
       if (entered) {
         key.set(entered);
         continue;
@@ -57,7 +57,11 @@ async function send(method, path, { query, json, form, signal } = {}) {
 
 const LOGIN = "/login";
 export const signIn = async (token) => { await send("POST", LOGIN, { json: { token } }); };
-export const signOut = async () => { await send("POST", "/logout"); };
+/** Resolves to where the identity provider ends its own session, or null. */
+export const signOut = async () => {
+  const answer = await send("POST", "/logout");
+  return answer.status === 204 ? null : (await answer.json()).provider;
+};
 export const get = async (path, query, signal) => (await send("GET", path, { query, signal })).json();
 export const post = async (path, json) => (await send("POST", path, { json })).json();
 export const put = async (path, json) => (await send("PUT", path, { json })).json();

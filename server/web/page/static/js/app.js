@@ -65,21 +65,33 @@ async function whoAmI() {
 
 async function signOut() {
   key.drop();
-  await forget();
+  const provider = await forget();
   me.name = "";
+  if (provider) {
+    location.assign(provider);
+    return;
+  }
   replace(document.getElementById("who"));
   show();
 }
 
-function askForKey(why) {
+const BACK = "refdiff-back"; // in sessionStorage: the place that somebody who signs in comes back to
+
+function leaveToSignIn(address) {
+  sessionStorage.setItem(BACK, location.hash);
+  location.assign(address);
+}
+
+function askForKey(why, signInAt) {
   const dialog = document.getElementById("dialog");
-  const entry = h("input", { type: "password", name: "key", autocomplete: "off", spellcheck: "false", required: true, autofocus: true });
+  const entry = h("input", { type: "password", name: "key", autocomplete: "off", spellcheck: "false", required: true, autofocus: !signInAt });
   return new Promise((resolve) => {
     replace(dialog, h("form", { method: "dialog", onsubmit: () => { dialog.returnValue = "given"; } },
-      h("h2", { id: "dialog-title" }, "API key"),
+      h("h2", { id: "dialog-title" }, signInAt ? "Sign in" : "API key"),
       h("p", {}, why || "This server asks who you are."),
+      signInAt && h("p", {}, h("button", { type: "button", class: "primary", autofocus: true, onclick: () => leaveToSignIn(signInAt) }, "Sign in with your account")),
       field("Key", entry, "It stays in this tab and is forgotten when you close it."),
-      h("div", { class: "actions" }, h("button", { class: "primary", value: "given" }, "Sign in"),
+      h("div", { class: "actions" }, h("button", { class: signInAt ? "" : "primary", value: "given" }, signInAt ? "Use the key" : "Sign in"),
         h("button", { type: "button", onclick: () => dialog.close("") }, "Cancel"))));
     dialog.returnValue = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue ? entry.value.trim() : null), { once: true });
@@ -103,6 +115,9 @@ function start() {
 
 /** The link that `refdiff serve` prints: its token signs this browser in, once, and leaves the address bar at once. */
 async function useLink() {
+  const back = sessionStorage.getItem(BACK);
+  sessionStorage.removeItem(BACK);
+  if (back && !location.hash) history.replaceState(null, "", back);
   const token = location.hash.match(/^#\/login\/(.+)$/)?.[1];
   if (!token) return;
   history.replaceState(null, "", "#/inspections");

@@ -239,7 +239,7 @@ function drawDecision(place, report, disposition, me, draw) {
     return;
   }
   if (!me.may("inspector")) {
-    replace(place, title, h("p", { class: "muted" }, report.verdict === "REVIEW" ? "Waits for a person. " : "Nobody has decided about it. ", "Your key may only look."));
+    replace(place, title, h("p", { class: "muted" }, report.verdict === "REVIEW" ? "Waits for a person. " : "Nobody has decided about it. ", "You may only look."));
     return;
   }
   const review = report.verdict === "REVIEW";
