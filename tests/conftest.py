@@ -9,10 +9,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 import pytest
 from own_postgres import MISSING, Postgres
+
+if TYPE_CHECKING:  # vLLM's environment runs these tests without Qdrant
+    from qdrant_contract import Contract
 
 # as the command line does; two test workers share the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -50,6 +54,23 @@ def postgres(postgres_server: Postgres) -> str:
 _OF_THE_TESTS = ("REFDIFF_DATA", "REFDIFF_FUZZ_S")
 if MISSING and os.environ.get("REFDIFF_TEST_POSTGRES"):
     raise RuntimeError(f"REFDIFF_TEST_POSTGRES is set, but {MISSING}")
+
+
+@pytest.fixture(scope="session")
+def contract_server() -> Iterator[Contract]:
+    from qdrant_contract import Contract
+
+    with Contract(api_key="the key of the tests") as server:
+        yield server
+
+
+@pytest.fixture
+def contract(contract_server: Contract) -> Iterator[Contract]:
+    """Qdrant's HTTP API, with Qdrant's engine behind it. A test that asks for what Qdrant's schema does not know fails."""
+    yield contract_server
+    contract_server.faults.clear()
+    problems, contract_server.problems = contract_server.problems, []
+    assert problems == []
 
 
 @pytest.fixture(autouse=True)
