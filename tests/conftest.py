@@ -15,7 +15,7 @@ import platformdirs
 import pytest
 from own_postgres import MISSING, Postgres
 
-if TYPE_CHECKING:  # vLLM's environment runs these tests without Qdrant
+if TYPE_CHECKING:  # most tests need no engine
     from qdrant_contract import Contract
 
 # as the command line does; two test workers share the cores

@@ -93,7 +93,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         self._patch_cache: dict[int, Vectors] = {}
         self._defects: dict[str, DefectIndex] = {}
         self._search_params: qm.SearchParams | None = None
-        self._shard_keys: set[str] | None = None  # products that have shards of their own; None: shards are of no product
+        self._shard_keys: set[str] | None = None  # products with shards of their own; None: shards are of no product
         self._differences: builtins.list[str] = []
 
     @classmethod
@@ -180,11 +180,14 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         ):
             if self._connection.file is not None:
                 self._connection.file.set_record(self._fingerprint, golden)
-            payload, points = {"status": status, "note": note}, [point_id(golden_id)]
             shard = self._shard_of(client, golden.product)
             _twice(
                 lambda: client.set_payload(
-                    self._name, payload=payload, points=points, wait=True, shard_key_selector=shard
+                    self._name,
+                    payload={"status": status, "note": note},
+                    points=[point_id(golden_id)],
+                    wait=True,
+                    shard_key_selector=shard,
                 )
             )
             if self._catalogue is not None:

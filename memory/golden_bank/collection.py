@@ -1,8 +1,8 @@
-"""How the golden samples lie on a Qdrant server: vectors, indexes, shards; and in what a collection differs from the settings.
+"""How the golden samples lie on a Qdrant server: vectors, indexes, shards; and where a collection differs from the settings.
 
 Every search asks for one product, so the graph of `global` has links within products alone (`m=0`, `payload_m`), and the
-points of a product lie together (`is_tenant`). `patches` are never searched, only fetched for a few candidates: no graph, and
-on disk.
+points of a product lie together (`is_tenant`). `patches` are never searched, only fetched for a few candidates: no graph,
+and on disk.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from refdiff.memory.settings import MemorySettings
 
 INDEXED = ("product", "status", "part_group", "sha256")
 _LINKS = 16  # of a point, to others of its product: Qdrant's own default of `m`
-_OVERSAMPLED = {qm.ScalarQuantization: 2.0, qm.BinaryQuantization: 4.0}  # so many times the candidates are compared exactly
+_OVERSAMPLED = {
+    qm.ScalarQuantization: 2.0,
+    qm.BinaryQuantization: 4.0,
+}  # so many times the candidates are compared exactly
 
 
-def vectors_config(global_dim: int, patch_dim: int, settings: MemorySettings | None = None) -> dict[str, qm.VectorParams]:
+def vectors_config(
+    global_dim: int, patch_dim: int, settings: MemorySettings | None = None
+) -> dict[str, qm.VectorParams]:
     """The named vectors. settings: those of a server; None: embedded, where nothing lies on a disk or in a graph."""
     on_disk = None if settings is None else settings.qdrant_on_disk
     return {

@@ -47,7 +47,9 @@ class QdrantConnection:
             self.shown_url = _without_credentials(settings.qdrant_url)
             key = settings.qdrant_api_key
             try:
-                with warnings.catch_warnings():  # http:// with a key is usual inside a cluster; the manual speaks of TLS
+                with (
+                    warnings.catch_warnings()
+                ):  # http:// with a key is usual inside a cluster; the manual speaks of TLS
                     warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
                     self.client = QdrantClient(
                         url=settings.qdrant_url,
@@ -90,7 +92,9 @@ class QdrantConnection:
         except UnexpectedResponse as e:
             said = f"{e.status_code}: {_reason(e)}"
             if e.status_code in (401, 403):
-                raise UnavailableError(f"Qdrant at {self.shown_url} refuses the key ({said}); set QDRANT_API_KEY") from e
+                raise UnavailableError(
+                    f"Qdrant at {self.shown_url} refuses the key ({said}); set QDRANT_API_KEY"
+                ) from e
             if e.status_code == 404:
                 raise UnavailableError(
                     f"Qdrant at {self.shown_url} has lost the golden samples ({said}); restore its snapshot, or start "

@@ -125,7 +125,10 @@ class Goldens:
     def queries(self, count: int) -> list[tuple[int, F32, F32]]:
         """Product, `global` and `patches` of photos of parts; products as often as they have golden samples."""
         of = np.random.default_rng(4).choice(self.of, count)
-        return [(int(p), g, patches) for p, g, patches in zip(of, *self.cloud.goldens(self.means[of], -1 % 2**32), strict=True)]
+        return [
+            (int(p), g, patches)
+            for p, g, patches in zip(of, *self.cloud.goldens(self.means[of], -1 % 2**32), strict=True)
+        ]
 
 
 class Memory:
@@ -183,9 +186,14 @@ def measure_engine(goldens: Goldens, kept: str, folder: Path, count: int) -> dic
     how, _, disk = kept.partition("+")
     quantization = how if how in ("int8", "binary") else "none"
     settings = MemorySettings(
-        home=folder, qdrant_url="http://unused", qdrant_quantization=quantization, qdrant_on_disk=bool(disk)  # type: ignore[arg-type]
+        home=folder,
+        qdrant_url="http://unused",
+        qdrant_quantization=quantization,
+        qdrant_on_disk=bool(disk),  # type: ignore[arg-type]
     )
-    vectors = collection.vectors_config(goldens.cloud.split, goldens.cloud.patch_dim, None if how == "before" else settings)
+    vectors = collection.vectors_config(
+        goldens.cloud.split, goldens.cloud.patch_dim, None if how == "before" else settings
+    )
     own = Memory.now()[0]
     with Memory() as memory:
         shard = edge.EdgeShard.create(str(folder), engine.config(vectors, wal_enabled=False))
@@ -215,7 +223,7 @@ def measure_engine(goldens: Goldens, kept: str, folder: Path, count: int) -> dic
                 shard.optimize()
                 building += time.perf_counter() - begun
                 since = 0
-                say(f"{goldens.count} {kept}: {numbers[-1] + 1} in, {adding:.0f} s adding, {building:.0f} s building, own memory {Memory.now()[0] - own:.0f} MB")
+                say(f"{kept}: {numbers[-1] + 1} of {goldens.count}, {adding:.0f} s adding, {building:.0f} s building")
         shard.flush()
     segments = shard.info().segments_count
     shard.close()

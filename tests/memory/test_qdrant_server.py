@@ -9,7 +9,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ _WRITE = bool(os.environ.get("REFDIFF_SNAPSHOT_WRITE"))
 
 
 @pytest.fixture
-def name(contract: Contract, request: pytest.FixtureRequest) -> str:
-    """A fingerprint of the test's own; the collections of it are gone afterwards."""
-    fingerprint = f"t{abs(hash(request.node.name)):x}"
-    request.addfinalizer(lambda: contract._drop(PREFIX + fingerprint))
-    return fingerprint
+def name(contract: Contract) -> Iterator[str]:
+    """A fingerprint of the test's own; its collection is gone afterwards."""
+    fingerprint = f"t{uuid.uuid4().hex[:12]}"
+    yield fingerprint
+    contract._drop(PREFIX + fingerprint)
 
 
 def open_on(settings: MemorySettings, name: str, **more: Any) -> GoldenBank:
@@ -104,7 +105,9 @@ def test_settings_that_come_after_the_collection_are_told_and_it_serves_as_it_is
 ) -> None:
     with open_on(on_server(settings, contract), name) as bank:
         bank.add(make_golden(1), *make_vectors(1))
-    later = on_server(settings, contract, qdrant_quantization="int8", qdrant_on_disk=False, qdrant_shard_by_product=True)
+    later = on_server(
+        settings, contract, qdrant_quantization="int8", qdrant_on_disk=False, qdrant_shard_by_product=True
+    )
     with open_on(later, name) as bank:
         assert bank.differences() == [
             "REFDIFF_QDRANT_QUANTIZATION is int8, it was made with none",
@@ -173,7 +176,12 @@ FAULTS: tuple[Fault, ...] = ("503", "503 after it is done", "hangs up after it i
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_write_that_gets_no_answer_is_made_once(
-    settings: MemorySettings, stores: Stores, contract: Contract, name: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    settings: MemorySettings,
+    stores: Stores,
+    contract: Contract,
+    name: str,
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "SERVER_TIMEOUT_S", 1)
     contract.silent_s = 1.5
@@ -261,14 +269,18 @@ def test_key_that_a_server_refuses_is_named_by_its_setting(
         open_on(asked, "f")
 
 
-def test_collection_of_another_encoders_sizes_is_refused(settings: MemorySettings, contract: Contract, name: str) -> None:
+def test_collection_of_another_encoders_sizes_is_refused(
+    settings: MemorySettings, contract: Contract, name: str
+) -> None:
     server = on_server(settings, contract)
     open_on(server, name).close()
     with pytest.raises(StorageError, match=r"holds vectors of sizes \(24, 8\), this encoder makes \(24, 9\)"):
         GoldenBank.open(server, name, GLOBAL_DIM, PATCH_DIM + 1)
 
 
-@pytest.mark.parametrize("page", [b"<html>Welcome to nginx!</html>", b'{"hello": "world"}', b'{"result": 7, "time": "now"}'])
+@pytest.mark.parametrize(
+    "page", [b"<html>Welcome to nginx!</html>", b'{"hello": "world"}', b'{"result": 7, "time": "now"}']
+)
 def test_server_that_is_no_qdrant_is_told(settings: MemorySettings, tmp_path: Path, page: bytes) -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -294,7 +306,10 @@ def test_goldens_that_were_there_before_a_server_went_away_are_there_when_it_is_
     """In the meantime every call fails at once, and none looks as if there were no golden samples."""
     with open_on(on_server(settings, contract), name) as bank:
         bank.add(make_golden(1), *make_vectors(1))
-        real, bank._client._client.openapi_client.client.host = bank._client._client.openapi_client.client.host, "http://127.0.0.1:9"  # type: ignore[attr-defined]
+        real, bank._client._client.openapi_client.client.host = (
+            bank._client._client.openapi_client.client.host,
+            "http://127.0.0.1:9",
+        )  # type: ignore[attr-defined]
         calls: list[Callable[[], object]] = [
             lambda: bank.list(), lambda: bank.count("bracket"), lambda: bank.nearest("bracket", *make_vectors(2), k=1),
             lambda: bank.add(make_golden(2), *make_vectors(2)), lambda: bank.of_other_encoders(),
@@ -340,7 +355,13 @@ def everything(settings: MemorySettings, contract: Contract, name: str) -> dict[
             bank.add(golden, *make_vectors(1))
             bank.set_status(golden.golden_id, "flagged", "dark")
             bank.nearest("bracket", *make_vectors(2), k=2, exclude_ids=[make_golden(2).golden_id], exclude_groups=["x"])
-            bank.get(golden.golden_id), bank.vectors(golden.golden_id), bank.count("bracket"), bank.notes(), bank.products()
+            (
+                bank.get(golden.golden_id),
+                bank.vectors(golden.golden_id),
+                bank.count("bracket"),
+                bank.notes(),
+                bank.products(),
+            )
             index = bank.defects(f"of{name}", 5)
             index.hold("bracket", 1, {"a": ("crack", np.ones(5, np.float32))}, ["b"])
             index.nearest("bracket", np.ones(5, np.float32), ["a"])
@@ -370,7 +391,9 @@ def test_contract_refuses_what_qdrants_schema_does_not_know(contract: Contract) 
         assert http.request(method, contract.url + path, json=body).status_code >= 400
     problems, contract.problems = contract.problems, []
     assert len(problems) == len(asked)
-    for problem, said in zip(problems, ["made_up", "no such operation", "the query has made_up", "not served"], strict=True):
+    for problem, said in zip(
+        problems, ["made_up", "no such operation", "the query has made_up", "not served"], strict=True
+    ):
         assert said in problem
     assert len(operations()) > 60
     client.close()
