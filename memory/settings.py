@@ -45,7 +45,7 @@ class MemorySettings(BaseSettings):
         validation_alias=AliasChoices("QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"),
         description="API key of the Qdrant server.",
     )
-    qdrant_quantization: Literal["none", "int8", "binary"] = Field(
+    qdrant_quantization: Literal["none", "int8"] = Field(
         default="none",
         description="How a server keeps a second, small copy of the vectors that it searches, in memory "
         "(REFDIFF_QDRANT_QUANTIZATION); for a collection that is made.",

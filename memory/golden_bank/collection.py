@@ -15,10 +15,7 @@ from refdiff.memory.settings import MemorySettings
 
 INDEXED = ("product", "status", "part_group", "sha256")
 _LINKS = 16  # of a point, to others of its product: Qdrant's own default of `m`
-_OVERSAMPLED = {
-    qm.ScalarQuantization: 2.0,
-    qm.BinaryQuantization: 4.0,
-}  # so many times the candidates are compared exactly
+_OVERSAMPLED = 2.0  # so many times the candidates are taken by their small copies, then compared exactly
 
 
 def vectors_config(
@@ -68,8 +65,7 @@ def search_params(info: qm.CollectionInfo) -> qm.SearchParams | None:
     kept = _vectors(info)["global"].quantization_config or info.config.quantization_config
     if kept is None:
         return None
-    oversampling = _OVERSAMPLED.get(type(kept))
-    return qm.SearchParams(quantization=qm.QuantizationSearchParams(rescore=True, oversampling=oversampling))
+    return qm.SearchParams(quantization=qm.QuantizationSearchParams(rescore=True, oversampling=_OVERSAMPLED))
 
 
 def by_product(info: qm.CollectionInfo) -> bool:
@@ -101,18 +97,15 @@ def differences(settings: MemorySettings, info: qm.CollectionInfo) -> list[str]:
 
 
 def _quantization(settings: MemorySettings) -> qm.QuantizationConfig | None:
-    match settings.qdrant_quantization:
-        case "int8":
-            return qm.ScalarQuantization(scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8, always_ram=True))
-        case "binary":
-            return qm.BinaryQuantization(binary=qm.BinaryQuantizationConfig(always_ram=True))
-        case _:
-            return None
+    if settings.qdrant_quantization == "none":
+        return None
+    return qm.ScalarQuantization(scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8, always_ram=True))
 
 
 def _name_of(kept: Any) -> str:
-    names = {qm.ScalarQuantization: "int8", qm.BinaryQuantization: "binary", type(None): "none"}
-    return names.get(type(kept), "another one")
+    if kept is None:
+        return "none"
+    return "int8" if isinstance(kept, qm.ScalarQuantization) else "another one"
 
 
 def _shown(value: object) -> str:

@@ -4,7 +4,7 @@ python tests/bench/golden_bank.py --goldens 1000 --goldens 100000
 python tests/bench/golden_bank.py --goldens 1000000 --kept plain --kept int8+disk    # 17 GB of disk, an hour on two cores
 
 The engine is the one of Qdrant's server, in this process: no HTTP and no cluster is measured. Collections are laid out as
-`refdiff.memory.golden_bank.collection` has a server do it; `before` is as it was until then.
+`refdiff.memory.golden_bank.collection` has a server do it; `before` is as it was until then, `binary` is not offered.
 Vectors: photos of rendered parts as the encoder sees them, and more of them drawn from their covariance: products from that
 of designs, golden samples from that within designs. Sizes of products follow Zipf's law.
 """
@@ -184,16 +184,19 @@ def measure_engine(goldens: Goldens, kept: str, folder: Path, count: int) -> dic
     queries = goldens.queries(count)
     exact = Exact(goldens, queries)
     how, _, disk = kept.partition("+")
-    quantization = how if how in ("int8", "binary") else "none"
     settings = MemorySettings(
         home=folder,
         qdrant_url="http://unused",
-        qdrant_quantization=quantization,
-        qdrant_on_disk=bool(disk),  # type: ignore[arg-type]
+        qdrant_quantization="int8" if how == "int8" else "none",
+        qdrant_on_disk=bool(disk),
     )
     vectors = collection.vectors_config(
         goldens.cloud.split, goldens.cloud.patch_dim, None if how == "before" else settings
     )
+    if how == "binary":
+        vectors["global"].quantization_config = qm.BinaryQuantization(
+            binary=qm.BinaryQuantizationConfig(always_ram=True)
+        )
     own = Memory.now()[0]
     with Memory() as memory:
         shard = edge.EdgeShard.create(str(folder), engine.config(vectors, wal_enabled=False))
@@ -241,6 +244,8 @@ def measure_engine(goldens: Goldens, kept: str, folder: Path, count: int) -> dic
         )
     )
     params = collection.search_params(info)
+    if how == "binary" and params and params.quantization:
+        params.quantization.oversampling = 4.0
 
     def asked(product: int, vector: F32, patches: F32) -> tuple[set[int], list[float]]:
         """Points found; ms of finding them, of fetching their patches, and of ranking by these."""

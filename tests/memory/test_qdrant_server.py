@@ -53,7 +53,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "nothing set": {},
     "int8": {"qdrant_quantization": "int8"},
     "int8 on disk": {"qdrant_quantization": "int8", "qdrant_on_disk": True},
-    "binary": {"qdrant_quantization": "binary"},
     "cluster": {"qdrant_shards": 6, "qdrant_replicas": 2},
     "by product": {"qdrant_shard_by_product": True},
 }
@@ -82,7 +81,7 @@ def test_collection_is_made_as_set_and_finds_what_exhaustive_search_finds(
     assert made["patches"].on_disk, "patches are fetched for a few candidates"
     assert (made["global"].hnsw_config.m, made["global"].hnsw_config.payload_m) == (0, 16)
     assert made["global"].on_disk == wanted.get("qdrant_on_disk", False)
-    kinds = {"int8": qm.ScalarQuantization, "binary": qm.BinaryQuantization, None: type(None)}
+    kinds = {"int8": qm.ScalarQuantization, None: type(None)}
     assert isinstance(made["global"].quantization_config, kinds[wanted.get("qdrant_quantization")])
     params = info.config.params
     assert (params.shard_number, params.replication_factor) == (
@@ -378,6 +377,7 @@ def test_server_is_asked_as_recorded(settings: MemorySettings, contract: Contrac
     assert asked == json.loads(RECORDED.read_text(encoding="utf-8"))
 
 
+@pytest.mark.filterwarnings("ignore:Api key is used")
 def test_contract_refuses_what_qdrants_schema_does_not_know(contract: Contract) -> None:
     client = QdrantClient(url=contract.url, api_key=str(contract.api_key), check_compatibility=False)
     http = client._client.openapi_client.client._client  # type: ignore[attr-defined]
