@@ -54,6 +54,7 @@ PREFIX = "refdiff_goldens_"
 _PAGE = 1000
 _SHOWN = 5  # damaged goldens that a message names
 MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
+_MOST_PRODUCTS = 100_000
 _AGAIN_S = 0.5  # after which a write that a server did not answer is sent once more
 
 log = logging.getLogger(__name__)
@@ -267,7 +268,12 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
 
     def products(self) -> builtins.list[str]:
         """Names of the products that have goldens of any status, sorted."""
-        return sorted({golden.product for golden in self.list()})
+        with self._qdrant() as client:
+            if self._catalogue is not None:
+                return sorted({golden.product for golden in self._catalogue.values()})
+            # readiness is asked for by this: a server counts in its index and does not read a million golden samples
+            found = client.facet(self._name, "product", limit=_MOST_PRODUCTS, exact=True)
+        return sorted(str(hit.value) for hit in found.hits)
 
     def differences(self) -> builtins.list[str]:
         """In words, which settings of a server's collection came after it was made, and so do nothing."""
@@ -289,9 +295,10 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             else:
                 names = [c.name for c in client.get_collections().collections]
                 others = [n for n in names if n.startswith(PREFIX) and n != self._name]
-                found = [golden for name in others for _, golden in self._scroll(client, None, name)]
+                wanted = _Wish(product).filter()
+                found = [golden for name in others for _, golden in self._scroll(client, wanted, name)]
         missing: dict[str, Golden] = {}
-        here = {g.golden_id for g in self.list()}
+        here = {g.golden_id for g in self.list(product)}
         for golden in sorted(found, key=lambda g: STATUSES.index(g.status)):
             if golden.golden_id not in here and product in (None, golden.product):
                 missing[golden.golden_id] = golden

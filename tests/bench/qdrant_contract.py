@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -394,6 +395,13 @@ class Contract:
     def _count_points(self, name: str, asked: qm.CountRequest) -> Any:
         request = edge.CountRequest(filter=engine.condition(asked.filter), exact=asked.exact is not False)
         return {"count": sum(shard.count(request) for shard in self._known(name).of(asked.shard_key))}
+
+    def _facet(self, name: str, asked: qm.FacetRequest) -> Any:
+        request = edge.FacetRequest(asked.key, asked.limit or 10, bool(asked.exact), engine.condition(asked.filter))
+        counts: Counter[Any] = Counter()
+        for shard in self._known(name).of(asked.shard_key):
+            counts.update({hit.value: hit.count for hit in shard.facet(request)})
+        return {"hits": [{"value": value, "count": count} for value, count in counts.most_common(asked.limit)]}
 
     def _query_points(self, name: str, asked: qm.QueryRequest) -> Any:
         kept = self._known(name)
