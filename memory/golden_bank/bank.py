@@ -53,7 +53,7 @@ from refdiff.model.errors import (
 PREFIX = "refdiff_goldens_"
 _PAGE = 1000
 _SHOWN = 5  # damaged goldens that a message names
-MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
+MAX_CACHED = 4096  # goldens whose patches stay in memory: 66 MB at 36 x 112
 _MOST_PRODUCTS = 100_000
 _AGAIN_S = 0.5  # after which a write that a server did not answer is sent once more
 

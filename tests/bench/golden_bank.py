@@ -52,7 +52,7 @@ _STATUSES: list[str] = list(IN_USE)
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where vectors lie: `global` (640) and `patches` (25 x 112) of a golden as one row."""
+    """Where vectors lie: `global` (640) and `patches` (36 x 112) of a golden as one row."""
 
     mean: F32  # (D,)
     designs: F32  # (n, D) deviations of designs from the mean
@@ -224,6 +224,8 @@ def measure_engine(goldens: Goldens, kept: str, folder: Path, count: int) -> dic
             if since >= 50_000 or numbers[-1] == goldens.count - 1:  # a server optimises while it takes in
                 begun = time.perf_counter()
                 shard.optimize()
+                shard.close()  # only then are the files of segments that were built anew removed
+                shard = edge.EdgeShard.load(str(folder))
                 building += time.perf_counter() - begun
                 since = 0
                 say(f"{kept}: {numbers[-1] + 1} of {goldens.count}, {adding:.0f} s adding, {building:.0f} s building")
