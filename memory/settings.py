@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, field_validator
@@ -50,6 +50,27 @@ class MemorySettings(BaseSettings):
         default=None,
         validation_alias=AliasChoices("QDRANT_API_KEY", "REFDIFF_QDRANT_API_KEY"),
         description="API key of the Qdrant server.",
+    )
+    qdrant_quantization: Literal["none", "int8"] = Field(
+        default="none",
+        description="How a server keeps a second, small copy of the vectors that it searches, in memory "
+        "(REFDIFF_QDRANT_QUANTIZATION); for a collection that is made.",
+    )
+    qdrant_on_disk: bool = Field(
+        default=False,
+        description="Whether a server reads the vectors themselves from disk (REFDIFF_QDRANT_ON_DISK); as above.",
+    )
+    qdrant_shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="Shards of a collection, or of each product (REFDIFF_QDRANT_SHARDS); without it the server decides.",
+    )
+    qdrant_replicas: int | None = Field(
+        default=None, ge=1, description="Copies of each shard in a cluster (REFDIFF_QDRANT_REPLICAS)."
+    )
+    qdrant_shard_by_product: bool = Field(
+        default=False,
+        description="Whether each product has shards of its own (REFDIFF_QDRANT_SHARD_BY_PRODUCT); needs a cluster.",
     )
     min_free_bytes: int = Field(
         default=200_000_000,

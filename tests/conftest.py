@@ -15,8 +15,9 @@ import platformdirs
 import pytest
 from own_postgres import MISSING, Postgres
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most tests need neither
     from own_s3 import OwnS3
+    from qdrant_contract import Contract
 
 # as the command line does; two test workers share the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -71,6 +72,23 @@ def s3(_s3_server: OwnS3, monkeypatch: pytest.MonkeyPatch) -> OwnS3:
 _OF_THE_TESTS = ("REFDIFF_DATA", "REFDIFF_FUZZ_S")
 if MISSING and os.environ.get("REFDIFF_TEST_POSTGRES"):
     raise RuntimeError(f"REFDIFF_TEST_POSTGRES is set, but {MISSING}")
+
+
+@pytest.fixture(scope="session")
+def contract_server() -> Iterator[Contract]:
+    from qdrant_contract import Contract
+
+    with Contract(api_key="the key of the tests") as server:
+        yield server
+
+
+@pytest.fixture
+def contract(contract_server: Contract) -> Iterator[Contract]:
+    """Qdrant's HTTP API, with Qdrant's engine behind it. A test that asks for what Qdrant's schema does not know fails."""
+    yield contract_server
+    contract_server.faults.clear()
+    problems, contract_server.problems = contract_server.problems, []
+    assert problems == []
 
 
 @pytest.fixture(autouse=True)

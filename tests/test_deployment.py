@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
 
 import kubernetes_validate
 import pytest
@@ -20,6 +21,7 @@ from jsonschema.validators import validator_for
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic_settings import BaseSettings
+from qdrant_contract import Contract, operations
 from sbom import bill_of_materials, needed
 from starlette.routing import Route
 
@@ -232,6 +234,20 @@ def test_probes_ask_for_routes_that_answer() -> None:
             assert set(parse_qs(asked.query)) <= set(inspect.signature(readyz).parameters)
     check = " ".join(COMPOSE["services"]["worker"]["healthcheck"]["test"])
     assert f":{_container('refdiff-worker')['ports'][0]['containerPort']}/healthz" in check
+
+
+def test_probes_of_qdrant_are_operations_of_its_api() -> None:
+    container = _container("qdrant")
+    for probe, operation in (("livenessProbe", "livez"), ("readinessProbe", "readyz")):
+        assert container[probe]["httpGet"] == {
+            "path": operations()[operation].path,
+            "port": container["ports"][0]["name"],
+        }
+    with Contract() as server:
+        for operation in ("livez", "readyz"):
+            with urlopen(server.url + operations()[operation].path, timeout=5) as answer:
+                assert answer.status == 200
+        assert server.problems == []
 
 
 def test_services_select_pods_and_ports_that_exist() -> None:

@@ -13,17 +13,19 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import UnexpectedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from refdiff.memory.changes import GOLDEN, recorded
 from refdiff.memory.database.database import Database
+from refdiff.memory.golden_bank import collection
 from refdiff.memory.golden_bank.bank_file import DamagedGolden, StoredGolden, Vectors, check_record
 from refdiff.memory.golden_bank.connection import QdrantConnection
 from refdiff.memory.golden_bank.defect_index import DefectIndex
@@ -49,10 +51,11 @@ from refdiff.model.errors import (
 )
 
 PREFIX = "refdiff_goldens_"
-INDEXED = ("product", "status", "part_group", "sha256")
 _PAGE = 1000
 _SHOWN = 5  # damaged goldens that a message names
-MAX_CACHED = 4096  # goldens whose patches stay in memory: 46 MB at 25 x 112
+MAX_CACHED = 4096  # goldens whose patches stay in memory: 66 MB at 36 x 112
+_MOST_PRODUCTS = 100_000
+_AGAIN_S = 0.5  # after which a write that a server did not answer is sent once more
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,9 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         self._damaged: dict[str, DamagedGolden] = {}
         self._patch_cache: dict[int, Vectors] = {}
         self._defects: dict[str, DefectIndex] = {}
+        self._search_params: qm.SearchParams | None = None
+        self._shard_keys: set[str] | None = None  # products with shards of their own; None: shards are of no product
+        self._differences: builtins.list[str] = []
 
     @classmethod
     def open(
@@ -156,7 +162,12 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                     # two processes may enrol the same photo on a server: the first one's payload stays, unless it is damaged
                     replaces = self._damaged.pop(golden.golden_id, None)
                     mode = qm.UpdateMode.UPSERT if replaces else qm.UpdateMode.INSERT_ONLY
-                    client.upsert(self._name, points=[_point(stored)], wait=True, update_mode=mode)
+                    shard, points = self._shard_of(client, golden.product, made=True), [_point(stored)]
+                    _twice(
+                        lambda: client.upsert(
+                            self._name, points=points, wait=True, update_mode=mode, shard_key_selector=shard
+                        )
+                    )
         return True
 
     def set_status(self, golden_id: str, status: GoldenStatus, note: str = "", by: str = "refdiff") -> Golden:
@@ -170,8 +181,15 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         ):
             if self._connection.file is not None:
                 self._connection.file.set_record(self._fingerprint, golden)
-            client.set_payload(
-                self._name, payload={"status": status, "note": note}, points=[point_id(golden_id)], wait=True
+            shard = self._shard_of(client, golden.product)
+            _twice(
+                lambda: client.set_payload(
+                    self._name,
+                    payload={"status": status, "note": note},
+                    points=[point_id(golden_id)],
+                    wait=True,
+                    shard_key_selector=shard,
+                )
             )
             if self._catalogue is not None:
                 self._catalogue[point_id(golden_id)] = golden
@@ -214,7 +232,8 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             if self._catalogue is not None:
                 goldens = [golden for point, golden in self._catalogue.items() if wish.fits(point, golden)]
             else:
-                goldens = [golden for _, golden in self._scroll(client, wish.filter())]
+                shard = self._shard_of(client, product)
+                goldens = [golden for _, golden in self._scroll(client, wish.filter(), shard=shard)]
         return sorted(goldens, key=lambda g: (g.enrolled_at, g.golden_id))
 
     def get(self, golden_id: str) -> Golden:
@@ -244,11 +263,21 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             return len(self.list(product, statuses))
         wish = _Wish(product, None if statuses is None else tuple(statuses))
         with self._qdrant() as client:
-            return client.count(self._name, count_filter=wish.filter(), exact=True).count
+            shard = self._shard_of(client, product)
+            return client.count(self._name, count_filter=wish.filter(), exact=True, shard_key_selector=shard).count
 
     def products(self) -> builtins.list[str]:
         """Names of the products that have goldens of any status, sorted."""
-        return sorted({golden.product for golden in self.list()})
+        with self._qdrant() as client:
+            if self._catalogue is not None:
+                return sorted({golden.product for golden in self._catalogue.values()})
+            # readiness is asked for by this: a server counts in its index and does not read a million golden samples
+            found = client.facet(self._name, "product", limit=_MOST_PRODUCTS, exact=True)
+        return sorted(str(hit.value) for hit in found.hits)
+
+    def differences(self) -> builtins.list[str]:
+        """In words, which settings of a server's collection came after it was made, and so do nothing."""
+        return self._differences
 
     def damaged(self) -> builtins.list[DamagedGolden]:
         """Goldens that are kept and cannot be read, by id; they are in no list and not compared with."""
@@ -266,9 +295,10 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             else:
                 names = [c.name for c in client.get_collections().collections]
                 others = [n for n in names if n.startswith(PREFIX) and n != self._name]
-                found = [golden for name in others for _, golden in self._scroll(client, None, name)]
+                wanted = _Wish(product).filter()
+                found = [golden for name in others for _, golden in self._scroll(client, wanted, name)]
         missing: dict[str, Golden] = {}
-        here = {g.golden_id for g in self.list()}
+        here = {g.golden_id for g in self.list(product)}
         for golden in sorted(found, key=lambda g: STATUSES.index(g.status)):
             if golden.golden_id not in here and product in (None, golden.product):
                 missing[golden.golden_id] = golden
@@ -341,24 +371,51 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             self._catalogue.update({point_id(s.golden.golden_id): s.golden for s in stored})
 
     def _ensure_collection(self, client: QdrantClient) -> None:
+        settings = None if self._connection.file is not None else self._connection.settings
         if not client.collection_exists(self._name):
+            vectors = collection.vectors_config(*self._dims, settings)
+            shards = {} if settings is None else collection.shards_config(settings)
             try:
-                client.create_collection(self._name, vectors_config=_vectors_config(*self._dims))
+                client.create_collection(self._name, vectors_config=vectors, **shards)
             except UnexpectedResponse as e:
                 if e.status_code != 409:  # 409: another process made it at the same moment
                     raise
         info = client.get_collection(self._name)
-        kept = cast(dict[str, qm.VectorParams], info.config.params.vectors)
-        dims = tuple(kept[name].size if name in kept else 0 for name in ("global", "patches"))
+        dims = collection.dims_of(info)
         if dims != self._dims:
             raise StorageError(
                 f"collection {self._name} holds vectors of sizes {dims}, this encoder makes {self._dims}; "
                 "delete the collection and enrol the goldens again"
             )
-        if self._connection.file is None:  # embedded Qdrant ignores payload indexes, and warns
-            for key in set(INDEXED) - set(info.payload_schema):
-                schema = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=key == "product")
-                client.create_payload_index(self._name, field_name=key, field_schema=schema, wait=True)
+        if settings is None:  # embedded Qdrant ignores payload indexes, and warns
+            return
+        for field in collection.INDEXED:
+            if field not in info.payload_schema:
+                schema = collection.index_config(field)
+                client.create_payload_index(self._name, field_name=field, field_schema=schema, wait=True)
+        self._search_params = collection.search_params(info)
+        self._shard_keys = set() if collection.by_product(info) else None
+        self._differences = collection.differences(settings, info)
+        if self._differences:
+            log.warning("%s: %s; see docs/operations.md, Qdrant server", self._name, "; ".join(self._differences))
+
+    def _shard_of(self, client: QdrantClient, product: str | None, made: bool = False) -> str | None:
+        """The key of a product's shards, for a collection that has such. None: ask all shards. made: made if it has none."""
+        if self._shard_keys is None or product is None:
+            return None
+        if product not in self._shard_keys:
+            self._shard_keys = self._kept_shards(client)
+        if product not in self._shard_keys and made:
+            try:
+                client.create_shard_key(self._name, product)
+            except UnexpectedResponse:
+                if product not in self._kept_shards(client):  # else another process made it at the same moment
+                    raise
+            self._shard_keys = {*self._shard_keys, product}
+        return product if product in self._shard_keys else None
+
+    def _kept_shards(self, client: QdrantClient) -> set[str]:
+        return {str(kept.key) for kept in client.list_shard_keys(self._name).shard_keys or []}
 
     def _find(self, client: QdrantClient, point: int) -> Golden | None:
         if self._catalogue is not None:
@@ -379,7 +436,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         return golden
 
     def _scroll(
-        self, client: QdrantClient, wanted: qm.Filter | None, name: str | None = None
+        self, client: QdrantClient, wanted: qm.Filter | None, name: str | None = None, shard: str | None = None
     ) -> Iterator[tuple[int, Golden]]:
         offset: Any = None
         while True:
@@ -390,6 +447,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                 offset=offset,
                 with_payload=True,
                 with_vectors=False,
+                shard_key_selector=shard,
             )
             for record in records:
                 golden = self._sound(record)
@@ -408,7 +466,9 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             using="global",
             limit=wanted,
             query_filter=wish.filter(),
+            search_params=self._search_params,
             with_payload=True,
+            shard_key_selector=self._shard_of(client, wish.product),
         )
         found = [(cast(int, p.id), self._sound(p), p.score) for p in response.points]
         return {point: (golden, score) for point, golden, score in found if golden is not None}
@@ -456,21 +516,6 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
             raise RefDiffError("vectors are empty or not finite: the image cannot have been encoded correctly")
 
 
-def _vectors_config(global_dim: int, patch_dim: int) -> dict[str, qm.VectorParams]:
-    return {
-        # The dot product of unit vectors is their cosine; asked for COSINE, embedded Qdrant normalises all
-        # vectors anew in every search.
-        "global": qm.VectorParams(size=global_dim, distance=qm.Distance.DOT),
-        "patches": qm.VectorParams(
-            size=patch_dim,
-            distance=qm.Distance.COSINE,
-            # never searched through an index: m=0 saves building one
-            hnsw_config=qm.HnswConfigDiff(m=0),
-            multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
-        ),
-    }
-
-
 @dataclass(frozen=True)
 class _Wish:
     """Which goldens to return."""
@@ -501,6 +546,17 @@ class _Wish:
         if self.groups:
             must_not.append(qm.FieldCondition(key="part_group", match=qm.MatchAny(any=sorted(self.groups))))
         return qm.Filter(must=must or None, must_not=must_not or None) if must or must_not else None
+
+
+def _twice(write: Callable[[], object]) -> None:
+    """Make a write that may be made twice. Where no answer came, a server may have made it or not: say it once more."""
+    try:
+        write()
+    except (ResponseHandlingException, UnexpectedResponse) as e:
+        if isinstance(e, UnexpectedResponse) and (e.status_code or 0) < 500:
+            raise
+        time.sleep(_AGAIN_S)
+        write()
 
 
 def damage_note(damaged: Sequence[DamagedGolden]) -> str:

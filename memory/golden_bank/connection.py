@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import warnings
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -19,8 +22,8 @@ from refdiff.model.errors import BankBusyError, UnavailableError
 from refdiff.model.files import is_read_only, open_folder, storage_error
 
 log = logging.getLogger(__name__)
-
 SERVER_TIMEOUT_S = 15
+_BROKEN_OFF = {"ReadTimeout", "WriteTimeout", "ReadError", "WriteError", "RemoteProtocolError"}  # of the client's HTTP
 
 
 class QdrantConnection:
@@ -32,7 +35,7 @@ class QdrantConnection:
         shared: let other processes that share it have the bank file too.
         Raises BankBusyError, StorageError (embedded), UnavailableError (server).
         """
-        self.shared = shared
+        self.shared, self.settings = shared, settings
         self.path = settings.home / "goldens.sqlite"
         self.file: BankFile | None = None  # None: Qdrant is a server
         self._lock = contextlib.ExitStack()
@@ -44,12 +47,16 @@ class QdrantConnection:
             self.shown_url = _without_credentials(settings.qdrant_url)
             key = settings.qdrant_api_key
             try:
-                self.client = QdrantClient(
-                    url=settings.qdrant_url,
-                    api_key=None if key is None else key.get_secret_value(),
-                    timeout=SERVER_TIMEOUT_S,
-                    check_compatibility=False,  # it asks from a thread and warns on stderr
-                )
+                with (
+                    warnings.catch_warnings()
+                ):  # http:// with a key is usual inside a cluster; the manual speaks of TLS
+                    warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+                    self.client = QdrantClient(
+                        url=settings.qdrant_url,
+                        api_key=None if key is None else key.get_secret_value(),
+                        timeout=SERVER_TIMEOUT_S,
+                        check_compatibility=False,  # it asks from a thread and warns on stderr
+                    )
             except ValueError as e:
                 raise UnavailableError(
                     f"QDRANT_URL {self.shown_url}: not an address of a Qdrant server; write http://host:6333"
@@ -67,21 +74,43 @@ class QdrantConnection:
         """Turn Qdrant's errors into UnavailableError (server) or StorageError (embedded)."""
         try:
             yield
+        except (json.JSONDecodeError, AssertionError) as e:  # how the client takes a page, or JSON without a result
+            raise self._no_qdrant() from e
         except ResponseHandlingException as e:
+            source = type(e.source).__name__
+            if isinstance(e.source, ValidationError):
+                raise self._no_qdrant() from e
+            if source in _BROKEN_OFF:
+                raise UnavailableError(
+                    f"Qdrant at {self.shown_url} broke off or took over {SERVER_TIMEOUT_S} s ({source}); see its log and "
+                    "load, then repeat the command: what is enrolled already is not enrolled twice"
+                ) from e
             raise UnavailableError(
-                f"Qdrant at {self.shown_url} does not answer ({type(e.source).__name__}); start it or "
+                f"Qdrant at {self.shown_url} does not answer ({source}); start it or "
                 "correct QDRANT_URL, or unset QDRANT_URL to use the embedded bank"
             ) from e
         except UnexpectedResponse as e:
+            said = f"{e.status_code}: {_reason(e)}"
             if e.status_code in (401, 403):
                 raise UnavailableError(
-                    f"Qdrant at {self.shown_url} refuses the key ({e.status_code}); set QDRANT_API_KEY"
+                    f"Qdrant at {self.shown_url} refuses the key ({said}); set QDRANT_API_KEY"
                 ) from e
-            raise UnavailableError(f"Qdrant at {self.shown_url} failed: {e}; see its log") from e
+            if e.status_code == 404:
+                raise UnavailableError(
+                    f"Qdrant at {self.shown_url} has lost the golden samples ({said}); restore its snapshot, or start "
+                    "this program anew and enrol them again"
+                ) from e
+            raise UnavailableError(f"Qdrant at {self.shown_url} failed ({said}); see its log") from e
         except ResourceExhaustedResponse as e:
             raise UnavailableError(f"Qdrant at {self.shown_url} is overloaded ({e}); try again later") from e
         except OSError as e:
             raise storage_error(self.path, e) from e
+
+    def _no_qdrant(self) -> UnavailableError:
+        return UnavailableError(
+            f"what answers at {self.shown_url} is no Qdrant that this version knows; correct QDRANT_URL, or use "
+            "a Qdrant at most one minor version from that in compose.yaml"
+        )
 
     def _open_file(self, settings: MemorySettings) -> BankFile:
         home, wait_s = open_folder(settings.home), settings.bank_wait_s
@@ -109,3 +138,11 @@ class QdrantConnection:
 def _without_credentials(url: str) -> str:
     parts = urlsplit(url if "//" in url else f"//{url}")
     return f"{parts.scheme + '://' if parts.scheme else ''}{parts.netloc.rpartition('@')[2]}"
+
+
+def _reason(answer: UnexpectedResponse) -> str:
+    """What the server said, or the words of its status."""
+    try:
+        return str(json.loads(answer.content)["status"]["error"])
+    except (ValueError, LookupError, TypeError):
+        return answer.content.decode(errors="replace").strip()[:200] or answer.reason_phrase

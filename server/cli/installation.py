@@ -58,6 +58,7 @@ class Bank:
     status: Status = "broken"  # where it is not known: "warning" if nothing says that the bank itself is broken
     calibrated: list[str] = field(default_factory=list)  # products
     stale: list[str] = field(default_factory=list)  # of those
+    differences: list[str] = field(default_factory=list)  # between a server's collection and the settings, in words
 
 
 def look_at_bank(memory: MemorySettings) -> Bank:
@@ -90,7 +91,9 @@ def _look(workspace: Workspace) -> Bank:
 
     bank, calibrations = workspace.bank, workspace.stores.calibrations
     goldens = [*bank.list(), *bank.of_other_encoders()]
-    found = Bank(BankContents(goldens, [f"{d.name}: {d.reason}" for d in bank.damaged()]))
+    found = Bank(
+        BankContents(goldens, [f"{d.name}: {d.reason}" for d in bank.damaged()]), differences=bank.differences()
+    )
     for product in sorted({g.product for g in goldens}):
         if (newest := calibrations.latest(product)) is not None:
             found.calibrated.append(product)
@@ -240,6 +243,8 @@ def _bank(memory: MemorySettings, bank: Bank) -> Check:
         )
     if not goldens:
         return Check(name, "warning", f"{said}: nothing to compare with", "refdiff enroll --product P FOLDER")
+    if bank.differences:
+        return Check(name, "warning", f"{said}; {'; '.join(bank.differences)}", "docs/operations.md, Qdrant server")
     return Check(name, "ok", said)
 
 

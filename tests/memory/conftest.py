@@ -6,10 +6,12 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from refdiff.memory.database.tables import METADATA
@@ -86,19 +88,29 @@ def stores(settings: MemorySettings) -> Iterator[Stores]:
         yield stores
 
 
-@pytest.fixture(params=["embedded", pytest.param("server", marks=pytest.mark.qdrant_server)])
+def on_server(settings: MemorySettings, contract: Any, **more: Any) -> MemorySettings:
+    """The settings, with golden samples on that server."""
+    fields = settings.model_dump(include=settings.model_fields_set)
+    return MemorySettings(**fields | {"qdrant_url": contract.url, "qdrant_api_key": SecretStr(contract.api_key)} | more)
+
+
+@pytest.fixture(params=["embedded", "contract", "by product", pytest.param("server", marks=pytest.mark.qdrant_server)])
 def open_bank(request: pytest.FixtureRequest, settings: MemorySettings) -> Iterator[OpenBank]:
-    """Opens the same bank again on every call: embedded, and on the server at QDRANT_URL if set."""
+    """Opens the same bank again on every call: embedded, through Qdrant's HTTP API, with shards for each product, and on the
+    server at QDRANT_URL if set."""
     fingerprint = f"test{uuid.uuid4().hex[:12]}"
     if request.param == "server":
         if not os.environ.get("QDRANT_URL"):
             pytest.skip("needs QDRANT_URL, the address of a Qdrant server")
         settings = MemorySettings(home=settings.home)
+    elif request.param != "embedded":
+        contract = request.getfixturevalue("contract")
+        settings = on_server(settings, contract, qdrant_shard_by_product=request.param == "by product")
 
     def opener() -> GoldenBank:
         return GoldenBank.open(settings, fingerprint, GLOBAL_DIM, PATCH_DIM)
 
     yield opener
-    if request.param == "server":
+    if request.param != "embedded":
         with opener() as bank:
             bank._client.delete_collection(bank._name)

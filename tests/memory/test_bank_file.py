@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
+from qdrant_contract import Contract
 
-from refdiff.memory.golden_bank.bank import GoldenBank
+from refdiff.memory.golden_bank.bank import PREFIX, GoldenBank
 from refdiff.memory.golden_bank.golden import Golden, point_id
 from refdiff.memory.golden_bank.old_bank import MAX_POINT_BYTES, ForeignCodeError, read_pickle
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import StorageError
 
-from .conftest import GLOBAL_DIM, PATCH_DIM, make_golden, make_vectors
+from .conftest import GLOBAL_DIM, PATCH_DIM, make_golden, make_vectors, on_server
 
 VECTORS = {
     "global": qm.VectorParams(size=GLOBAL_DIM, distance=qm.Distance.DOT),
@@ -256,13 +257,12 @@ def test_unreadable_file_is_reported(settings: MemorySettings) -> None:
 
 
 def test_damaged_point_of_a_server_is_named_the_others_serve_and_enrolling_it_again_mends_it(
-    settings: MemorySettings,
+    settings: MemorySettings, contract: Contract
 ) -> None:
     goldens = [make_golden(i) for i in range(3)]
-    with open_bank(settings) as bank:
+    with open_bank(on_server(settings, contract), "damaged") as bank:
         for i, golden in enumerate(goldens):
             bank.add(golden, *make_vectors(i))
-        bank._catalogue, bank._connection.file = None, None  # from here on Qdrant is asked, as a server is
         lost = point_id(goldens[1].golden_id)
         bank._client.overwrite_payload(bank._name, payload={"product": "bracket", "status": "active"}, points=[lost])
         assert bank.list() == [goldens[0], goldens[2]]
@@ -271,12 +271,18 @@ def test_damaged_point_of_a_server_is_named_the_others_serve_and_enrolling_it_ag
         assert goldens[1].golden_id in bank.notes("bracket")[0]
         assert bank.add(goldens[1], *make_vectors(1))
         assert (bank.list(), bank.notes()) == (goldens, [])
+        bank._client.delete_collection(bank._name)
 
 
 # ---- other encoders ----
 
 
-def test_goldens_of_other_encoders_are_counted_once_with_their_strictest_status(settings: MemorySettings) -> None:
+@pytest.mark.parametrize("kept", ["embedded", "server"])
+def test_goldens_of_other_encoders_are_counted_once_with_their_strictest_status(
+    settings: MemorySettings, contract: Contract, kept: str
+) -> None:
+    if kept == "server":
+        settings = on_server(settings, contract)
     shared, retired, gear = make_golden(1), make_golden(2), make_golden(3, "gear")
     with open_bank(settings, "a") as bank:
         for golden in (shared, retired, gear):
@@ -293,3 +299,6 @@ def test_goldens_of_other_encoders_are_counted_once_with_their_strictest_status(
         assert bank.notes("other") == []
     with open_bank(settings, "a") as bank:
         assert bank.notes() == []
+        if kept == "server":
+            for name in "abc":
+                bank._client.delete_collection(PREFIX + name)

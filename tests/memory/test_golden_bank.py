@@ -1,4 +1,4 @@
-"""The golden bank, against a real embedded Qdrant (and a server where QDRANT_URL is set)."""
+"""The golden bank: embedded, through Qdrant's HTTP API with its engine behind, and on a server where QDRANT_URL is set."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qdrant_contract import Contract
 
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.golden_bank.similarity import max_sim
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BankBusyError, InputError, RefDiffError, UnavailableError, UnknownRecordError
 
-from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors
+from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors, on_server
 
 
 def fill(bank: GoldenBank, count: int, product: str = "bracket", first: int = 0) -> None:
@@ -112,25 +114,27 @@ def test_nearest_finds_a_small_product_behind_many_others(open_bank: OpenBank) -
         assert bank.nearest("unheard of", *query, k=2) == []
 
 
-def test_embedded_candidate_search_matches_the_server_filter(settings: MemorySettings) -> None:
+def test_embedded_candidate_search_matches_the_server_filter(settings: MemorySettings, contract: Contract) -> None:
     """On a server Qdrant filters; embedded, the catalogue does. Same questions, same answers."""
-    with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
-        for i in range(60):
-            golden = make_golden(
-                i, "ab"[i % 2], part_group=f"g{i // 4}", status=("active", "retired", "flagged")[i % 3]
-            )
-            bank.add(golden, *make_vectors(i))
-        catalogue = bank._catalogue
-        ids = [make_golden(i, "a").golden_id for i in (0, 2, 4)]
-        for k, skip, groups in ((1, [], []), (5, ids, ["g1"]), (40, ids, [])):
-            answers = []
-            for bank._catalogue in (catalogue, None):
+    answers: list[list[object]] = []
+    ids = [make_golden(i, "a").golden_id for i in (0, 2, 4)]
+    at = utc_now()
+    for where in (settings, on_server(settings, contract)):
+        said: list[object] = []
+        with GoldenBank.open(where, "matches", GLOBAL_DIM, PATCH_DIM) as bank:
+            for i in range(60):
+                status = ("active", "retired", "flagged")[i % 3]
+                golden = make_golden(i, "ab"[i % 2], part_group=f"g{i // 4}", status=status, enrolled_at=at)
+                bank.add(golden, *make_vectors(i))
+            for k, skip, groups in ((1, [], []), (5, ids, ["g1"]), (40, ids, [])):
                 hits = bank.nearest("a", *make_vectors(1000 + k), k=k, exclude_ids=skip, exclude_groups=groups)
-                answers.append([(h.golden, round(h.similarity, 6)) for h in hits])
-                answers.append([(g, 0.0) for g in bank.list("a", ("active",))])
-                answers.append([(bank.get(ids[0]), float(bank.count("a", ("flagged",))))])
-            assert answers[:3] == answers[3:]
-            assert answers[0]
+                said += [(h.golden, round(h.similarity, 5)) for h in hits]
+                assert hits
+            said += [bank.list("a", ("active",)), bank.get(ids[0]), bank.count("a", ("flagged",))]
+            if where is not settings:
+                bank._client.delete_collection(bank._name)
+        answers.append(said)
+    assert answers[0] == answers[1]
 
 
 def test_banks_of_two_encoders_share_a_home_without_warnings(settings: MemorySettings) -> None:

@@ -27,7 +27,7 @@ from refdiff.memory.upkeep.doctor import BankContents, examine
 from refdiff.memory.upkeep.prune import Filter, GoldenPhotos, Pruned, prune
 from refdiff.model.errors import InputError, RemovedError, StorageError
 
-from .conftest import GLOBAL_DIM, PATCH_DIM, OpenBank, make_golden, make_vectors, tamper
+from .conftest import GLOBAL_DIM, PATCH_DIM, make_golden, make_vectors, tamper
 
 EVERY_DATABASE = True
 NO_GOLDENS = GoldenPhotos(set(), set())
@@ -413,16 +413,15 @@ def test_sqlite_file_gets_shorter(stores: Stores) -> None:
 
 
 @pytest.mark.sqlite
-def test_goldens_are_read_beside_a_server_that_holds_the_bank(settings: MemorySettings, open_bank: OpenBank) -> None:
+def test_goldens_are_read_beside_a_process_that_holds_the_bank(settings: MemorySettings) -> None:
     path = settings.home / "goldens.sqlite"
     assert GoldenPhotos.of_file(path) == NO_GOLDENS
     golden = make_golden(1)
-    with open_bank() as bank:
+    with GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM) as bank:
         bank.add(golden, *make_vectors(1))
-        if path.exists():
-            assert GoldenPhotos.of_file(path) == GoldenPhotos({golden.sha256}, {golden.golden_id})
+        assert GoldenPhotos.of_file(path) == GoldenPhotos({golden.sha256}, {golden.golden_id})
     (settings.home / "qdrant").mkdir()
-    path.unlink(missing_ok=True)
+    path.unlink()
     with pytest.raises(StorageError, match="refdiff goldens list"):
         GoldenPhotos.of_file(path)
 
