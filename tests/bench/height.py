@@ -126,8 +126,10 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
     assert scan is not None
     # as it is read, before it is placed: points have the same order
     as_read, _ = read_cloud(data, name="part", unit_mm=1, settings=tools.workspace.model_settings)
-    points = (as_read.points.astype(np.float64) - part.frame[:3, 3]) @ part.frame[:3, :3]
-    near = cKDTree(part.points).query(as_read.points)[1]
+    assert as_read.origin is not None
+    on_file = as_read.points + as_read.origin
+    points = (on_file - part.frame[:3, 3]) @ part.frame[:3, :3]
+    near = cKDTree(part.points).query(on_file)[1]
     added = part.truth[near]
     if part.defect.name == "warp":  # what is left of it after the best rigid fit
         columns = np.column_stack([np.ones(len(points)), points[:, :2]])
@@ -136,7 +138,7 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
         truth = left * (as_read.normals @ part.frame[:3, :3])[:, 2]
         wrong = np.abs(truth) >= 0.5 * float(np.abs(truth).max())
     else:
-        apart = cKDTree(part.good).query(as_read.points)[0]
+        apart = cKDTree(part.good).query(on_file)[0]
         truth = np.where(added > 0, apart, -apart)
         # of a hole and a missing piece: the walls
         grown = part.defect.name in ("bulge", "dent")
