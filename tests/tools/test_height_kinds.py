@@ -70,9 +70,9 @@ def with_height_maps(workspace: Workspace, n: int, **more: Any) -> None:
     assert len(result.added) == n, result.refused
 
 
-def with_clouds(workspace: Workspace, n: int) -> None:
+def with_clouds(workspace: Workspace, n: int, **more: Any) -> None:
     pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
-    stated(workspace, "scan", {"cloud": {"unit_mm": 1}})
+    stated(workspace, "scan", {"cloud": {"unit_mm": 1, **more}})
     result = enroll(workspace, "scan", [Upload(f"{i}.ply", scan(i)) for i in range(n)], kind="cloud")
     assert len(result.added) == n, result.refused
 
@@ -166,7 +166,7 @@ def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first
     bad = [inspected(workspace, "scan", str(s), scan(s, BULGE)) for s in (200, 201)]
     good = inspected(workspace, "scan", "good", scan(202))
     assert not good.problems, good.problems
-    for result in bad:
+    for part, result in zip(("200", "201"), bad, strict=True):
         assert result.comparison.difference.score > 1.5 * good.comparison.difference.score
         region = result.regions[0]
         assert region.described.called == "extra_material"
@@ -174,6 +174,9 @@ def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first
         deviation = values(result)["deviation_mm"]
         assert deviation.uncertainty is not None
         assert abs(deviation.value - BULGE.height_mm) <= deviation.uncertainty + 0.1
+        query = workspace.reading(workspace.stores.captures.latest(part, "scan").sha256, "scan")
+        assert query.scan is not None
+        assert deviation.uncertainty > 2 * query.scan.off_mm > 0, "all of it may be off by what registration leaves"
     at = [np.array([values(r)[f"frame_{axis}_mm"].value for axis in "xyz"]) for r in bad]
     assert np.linalg.norm(at[0] - at[1]) < 8
 
@@ -182,6 +185,14 @@ def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it
     with_clouds(workspace, 3)
     found = inspected(workspace, "scan", "part", scan(210, partial=0.35))
     assert any("was not measured" in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])
+def test_each_limit_of_what_was_not_scanned_asks_a_person_by_its_name(workspace: Workspace, rule: str) -> None:
+    with_clouds(workspace, 3, **{"max_hole_percent": 100.0, "max_missing_percent": 100.0, rule: 4.0})
+    found = inspected(workspace, "scan", "part", scan(210, partial=0.1))
+    assert [p for p in found.problems if f"more than 4 % (`cloud: {rule}`)" in p], found.problems
+    assert not inspected(workspace, "scan", "whole", scan(211)).problems
 
 
 @pytest.mark.parametrize(
