@@ -25,6 +25,7 @@ from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import METHODS
 from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.kinds import cloud as kinds_cloud
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.workspace import Workspace
 
@@ -131,6 +132,59 @@ def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Worksp
     assert large.comparison.difference.score == pytest.approx(small.comparison.difference.score, abs=0.3)
 
 
+def test_surface_where_golden_samples_have_none_is_said_and_asks_a_person(workspace: Workspace) -> None:
+    stated(workspace, "plate", {"depth": DEPTH | {"max_hole_percent": 100, "max_missing_percent": 5}})
+    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm for i in range(4)]
+    for mm in maps[:3]:
+        mm[20:60, 30:130] = np.nan
+    files = [Upload(f"{i}.tiff", xyz_tiff(mm, MM_PER_PX)) for i, mm in enumerate(maps[:3])]
+    assert len(enroll(workspace, "plate", files, kind="depth").added) == 3
+    found = inspected(workspace, "plate", "whole", xyz_tiff(maps[3], MM_PER_PX))
+    assert any("they have no surface, more than 5 % (`depth: max_missing_percent`)" in p for p in found.problems)
+    assert any("where the golden samples have no surface; it is not compared" in n for n in found.remarks.notes)
+    lacking = maps[3].copy()
+    lacking[20:60, 30:130] = np.nan
+    lacking[90:130, 30:130] = np.nan
+    found = inspected(workspace, "plate", "lacking", xyz_tiff(lacking, MM_PER_PX))
+    assert any("more than 5 % (`depth: max_missing_percent`); measure the part again" in p for p in found.problems), (
+        found.problems
+    )
+    assert not any("they have no surface, more" in p for p in found.problems), found.problems
+
+
+def test_part_that_lies_half_outside_of_the_picture_asks_a_person(workspace: Workspace) -> None:
+    with_height_maps(workspace, 5)
+    made = PART.height_map(rng(1, 125), size=SIZE, mm_per_px=MM_PER_PX).mm
+    assert not inspected(workspace, "plate", "turned", xyz_tiff(made, MM_PER_PX)).problems, (
+        "corners of the table are no part"
+    )
+    half = inspected(workspace, "plate", "half", xyz_tiff(made[:, : SIZE[1] // 2], MM_PER_PX))
+    assert any("outside of the picture" in p and "max_missing_percent" in p for p in half.problems), half.problems
+    assert any("lies outside of the picture; it was not inspected" in n for n in half.remarks.notes)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"remove": "offset", "max_tilt_deg": 2}, "max_tilt_deg is about"),
+        ({"remove": "none", "max_tilt_deg": 2}, "max_tilt_deg is about"),
+        ({"remove": "none", "max_offset_mm": 2}, "max_offset_mm is about"),
+    ],
+)
+def test_limit_of_what_is_not_removed_is_refused(rules: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse_spec({"depth": DEPTH | rules})
+    parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}})
+
+
+def test_tilt_that_no_scale_tells_asks_a_person(workspace: Workspace) -> None:
+    stated(workspace, "plate", {"depth": {"unit_mm": 0.01, "offset_mm": -100, "values": "height", "max_tilt_deg": 2}})
+    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX).mm for i in range(4)]
+    enroll(workspace, "plate", [Upload(f"{i}.png", depth_png(mm)) for i, mm in enumerate(maps[:3])], kind="depth")
+    found = inspected(workspace, "plate", "1", depth_png(maps[3]))
+    assert any("no scale says whether the part is tilted" in p for p in found.problems), found.problems
+
+
 def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(workspace: Workspace) -> None:
     with_height_maps(workspace, 3, max_offset_mm=5, max_tilt_deg=2)
     made = PART.height_map(rng(1, 130), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
@@ -156,6 +210,27 @@ def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace
     both = np.isfinite(planes.signed) & np.isfinite(difference.height.signed)
     assert both.mean() > 0.8
     assert np.median(np.abs(planes.signed - difference.height.signed)[both]) < 0.05
+
+
+def test_planes_that_are_drawn_have_the_fit_that_the_comparison_had(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3, remove="plane_and_scale")
+    mm = 1.05 * PART.height_map(rng(1, 141), size=SIZE, mm_per_px=MM_PER_PX).mm
+    result = inspected(workspace, "plate", "1", xyz_tiff(mm.astype(np.float32), MM_PER_PX))
+    comparison, difference = result.comparison, result.comparison.difference
+    assert difference.height is not None
+    assert difference.fit[3] == pytest.approx(1.05, abs=0.01)
+    sha256 = workspace.stores.captures.list()[0].sha256
+    query, golden = workspace.reading(sha256, "plate"), workspace.golden_reading(comparison.nearest.golden)
+    apart = {}
+    for name, fit in (("kept", difference.fit), ("none", (0.0, 0.0, 0.0, 1.0))):
+        kept = KeptDifference(difference.anomaly_map, 1.0, comparison.nearest.alignment.matrix, fit=fit)
+        planes = METHODS["depth"].planes(query, golden, KeptDifference.decode(kept.encode()))
+        assert planes is not None
+        both = np.isfinite(planes.signed) & np.isfinite(difference.height.signed)
+        assert both.mean() > 0.5
+        apart[name] = np.quantile(np.abs(planes.signed - difference.height.signed)[both], 0.85)
+    assert 4 * apart["kept"] < apart["none"], apart
+    assert apart["kept"] < 0.1
 
 
 def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first(workspace: Workspace) -> None:
@@ -185,6 +260,24 @@ def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it
     with_clouds(workspace, 3)
     found = inspected(workspace, "scan", "part", scan(210, partial=0.35))
     assert any("was not measured" in problem for problem in found.problems), found.problems
+
+
+def test_cloud_is_parsed_once_from_its_arrival_to_its_report(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, names = kinds_cloud.read_cloud, []
+
+    def counted(data: bytes, *, name: str, **how: Any) -> Any:
+        names.append(name)
+        return read(data, name=name, **how)
+
+    monkeypatch.setattr(kinds_cloud, "read_cloud", counted)
+    with_clouds(workspace, 3)
+    # the first, before there is a window: tried, then looked at for its size, then read
+    assert names == ["0.ply"] * 3 + ["1.ply", "2.ply"]
+    names.clear()
+    inspected(workspace, "scan", "part", scan(212))
+    assert len(names) == 1
 
 
 @pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -45,6 +46,7 @@ def compare_height(
         there.append(on_query(values, one.alignment.matrix, one.size))
         reaches.append(coverage(one.alignment.matrix, values.shape, one.size))
     height = compare(query.values, there, reaches, removal=rules.remove, ignore=ignore)
+    height = replace(height, outside=_outside(query.values, references))
     counted = height.covered if ignore is None else height.covered & ~ignore
     off = np.abs(height.signed[counted & np.isfinite(height.signed)])
     measured = max(1, int(np.isfinite(query.values).sum()))
@@ -62,6 +64,26 @@ def compare_height(
         level=float(np.quantile(off, _LEVEL_PART)) if off.size else 0.0,
         height=height,
     )
+
+
+def _outside(query: F32, references: Sequence[RegisteredGolden]) -> float:
+    """The part of what all references show that lies outside of the query's picture: 0 where the nearest did not register.
+
+    All of them: a corner of the table that one of them shows is no part of the product.
+    """
+    nearest = references[0]
+    values = nearest.workspace.golden_reading(nearest.golden).values
+    if values is None or not nearest.alignment.ok:
+        return 0.0
+    back = np.linalg.inv(nearest.alignment.matrix)
+    shown = np.isfinite(values)
+    size = values.shape[0], values.shape[1]
+    for other in references[1:]:
+        theirs = other.workspace.golden_reading(other.golden).values
+        if theirs is not None and other.alignment.ok:
+            shown &= coverage(np.asarray(back @ other.alignment.matrix, np.float64), theirs.shape, size)
+    lies_in = coverage(np.asarray(back, np.float64), query.shape, size)
+    return float((shown & ~lies_in).sum()) / max(1, int(shown.sum()))
 
 
 def measure_height(height: HeightDifference, region: Region, scale: ResolvedScale) -> Measurement:
@@ -137,12 +159,18 @@ def height_notes(query: Reading, comparison: Comparison, golden: Reading, rules:
         if rules.remove == "plane_and_scale":
             said += f"; heights of the golden sample are multiplied by {height.factor:.4f}"
         found.append(f"{said}; this is removed from all differences")
-    missing = _percent(height.missing, height)
-    if missing >= 0.1:
-        found.append(
-            f"{missing:.1f} % of what the golden samples show was not measured (holes); it counts neither as a defect nor "
-            "as good"
-        )
+    missing, beyond, outside = _percent(height.missing, height), _percent(height.beyond, height), 100 * height.outside
+    for percent, least, what in (
+        (
+            missing,
+            0.1,
+            "of what the golden samples show was not measured (holes); it counts neither as a defect nor as good",
+        ),
+        (beyond, 0.1, "as much as that was measured where the golden samples have no surface; it is not compared"),
+        (outside, 1.0, "of what the golden samples show lies outside of the picture; it was not inspected"),
+    ):
+        if percent >= least:
+            found.append(f"{percent:.1f} % {what}")
     return [*found, *query.notes]
 
 
@@ -173,6 +201,11 @@ def height_problems(query: Reading, comparison: Comparison, golden: Reading, rul
         found.append("heights were compared without registration")
     elif rules.remove != "none":
         offset, tilt = _moved(query, comparison, golden)
+        if rules.max_tilt_deg is not None and tilt is None:
+            found.append(
+                f"no scale says whether the part is tilted by more than {rules.max_tilt_deg:g}° (`depth: max_tilt_deg`); "
+                "state `scale_mm_per_px`, or leave the limit out"
+            )
         if rules.max_offset_mm is not None and abs(offset) > rules.max_offset_mm:
             found.append(
                 f"the part as a whole lies {offset:+.3g} mm against its golden sample, more than {rules.max_offset_mm:g} mm "
@@ -183,10 +216,19 @@ def height_problems(query: Reading, comparison: Comparison, golden: Reading, rul
                 f"the part is tilted by {tilt:.2g}° against its golden sample, more than {rules.max_tilt_deg:g}° (`depth: "
                 "max_tilt_deg`)"
             )
-    if (missing := _percent(height.missing, height)) > rules.max_missing_percent:
+    outside = 100 * height.outside
+    # of all that the golden samples show, inside and outside of the picture
+    missing = outside + (1 - height.outside) * _percent(height.missing, height)
+    if missing > rules.max_missing_percent:
+        where = f", {outside:.0f} % of it outside of the picture" if outside >= 1 else ""
         found.append(
-            f"{missing:.0f} % of what the golden samples show was not measured, more than {rules.max_missing_percent:g} % "
-            "(`depth: max_missing_percent`); measure the part again"
+            f"{missing:.0f} % of what the golden samples show was not measured{where}, more than "
+            f"{rules.max_missing_percent:g} % (`depth: max_missing_percent`); measure the part again"
+        )
+    if (beyond := _percent(height.beyond, height)) > rules.max_missing_percent:
+        found.append(
+            f"as much as {beyond:.0f} % of what the golden samples show was measured where they have no surface, more than "
+            f"{rules.max_missing_percent:g} % (`depth: max_missing_percent`); a person has to look"
         )
     for mask, what in (
         (height.missing, "was not measured, where the golden samples have a surface: a hole, or a place that reflects"),
