@@ -85,7 +85,7 @@ def enroll(
                     result.already_there.append(Refusal(path, _present(known)))
                     known_ids.append(known.golden_id)
                     continue
-                reading = _read_golden(workspace, product, data, path.name, enrolled_by, files_are)
+                reading, how = _read_golden(workspace, product, data, path.name, enrolled_by, files_are)
                 thumbnails = thumbnails or ThumbnailIndex(workspace, product)
                 thumbnail = grey_thumbnail(reading.picture, THUMBNAIL_PX)
                 twin = thumbnails.twin(thumbnail)
@@ -95,6 +95,7 @@ def enroll(
                     place_goldens(workspace, product)  # those of earlier versions come first
                 workspace.stores.check_free()
                 sha256 = workspace.stores.images.put(data)
+                workspace.keep_read(sha256, how, reading)
                 golden = Golden(
                     make_golden_id(product, sha256),
                     product,
@@ -172,7 +173,9 @@ def _kind_of(workspace: Workspace, product: str, kind: str | None) -> ProductKin
     return wanted
 
 
-def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by: str, kind: ProductKind) -> Reading:
+def _read_golden(
+    workspace: Workspace, product: str, data: bytes, name: str, by: str, kind: ProductKind
+) -> tuple[Reading, How]:
     """Read as the product's kind is read, with its window; the first golden that needs one fixes that window."""
     settings, products = workspace.model_settings, workspace.stores.products
     name = storable(name)
@@ -181,12 +184,12 @@ def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by:
     try:
         reading = read_arriving(data, name=name, how=how, settings=settings)
         products.set_kind(product, kind, by)
-        return reading
+        return reading, how
     except ImageError:
         suggested = None if how.window else reader.suggest_window(data, name=name, how=how, settings=settings)
         # a window would make the 8-bit goldens that are there unreadable
         if suggested is None or workspace.bank.count(product):
             raise
     products.set_kind(product, kind, by)
-    known = products.set_window_once(product, suggested, by)
-    return reader.read(data, name=name, how=How.of(known), settings=settings)
+    how = How.of(products.set_window_once(product, suggested, by))
+    return reader.read(data, name=name, how=how, settings=settings), how
