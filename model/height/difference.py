@@ -15,8 +15,8 @@ import numpy as np
 from scipy import ndimage
 
 from refdiff.model.height.plane import Plane, Removal, fit, height_of
+from refdiff.model.height.statistics import around, extreme_of, spread_of
 from refdiff.model.images import F32, Box, Mask
-from refdiff.model.planes import around, extreme_of, spread_of
 
 TOLERATED_PX = 1  # of misregistration, beside steep flanks
 _BESIDE_HOLE_PX = 3
@@ -43,7 +43,7 @@ class HeightDifference:
     covered: Mask  # (H, W), query and some reference have a height
     missing: Mask  # (H, W), some reference has a height and the query has none
     beyond: Mask  # (H, W), the query has a height and the references, which reach there, have none
-    outside: float = 0.0  # part 0..1 of what all references show that lies outside of the query's picture
+    outside: float = 0.0  # part 0..1 of what all golden samples show that lies outside of the query's picture
 
 
 def compare(

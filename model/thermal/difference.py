@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from refdiff.model.height.statistics import around, extreme_of, spread_of
 from refdiff.model.images import F32, Box, Mask
-from refdiff.model.planes import around, extreme_of, spread_of
 
 TOLERATED_PX = 1  # of misregistration: next to an edge of 10 K/px more would hide, and less would invent, whole kelvins
 SMOOTHING_PX = 1.0  # sigma; a spot of 5 px keeps 95 % of its height

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.model.defect_types import DIFFERENCE_TYPES, MeasuredType
 from refdiff.model.height.difference import HeightDifference, Sensor, compare, largest_patch, measure_place
 from refdiff.model.height.plane import height_of
@@ -28,6 +30,7 @@ _CELL_PX = 3.0  # as near as two places can be told apart: what is tolerated, an
 _LEVEL_PART = 0.25
 _CORE = 0.5  # of a place's height: what is measured of it
 _RESIDUAL_PX = 0.5  # where the registration cannot say what it left
+_FRAMED_BY = 64  # golden samples that say what all of them show
 _LEAST_HOLE_PX = 25  # a smaller hole asks nobody
 
 
@@ -46,7 +49,7 @@ def compare_height(
         there.append(on_query(values, one.alignment.matrix, one.size))
         reaches.append(coverage(one.alignment.matrix, values.shape, one.size))
     height = compare(query.values, there, reaches, removal=rules.remove, ignore=ignore)
-    height = replace(height, outside=_outside(query.values, references))
+    height = replace(height, outside=_outside(query.values, references[0]))
     counted = height.covered if ignore is None else height.covered & ~ignore
     off = np.abs(height.signed[counted & np.isfinite(height.signed)])
     measured = max(1, int(np.isfinite(query.values).sum()))
@@ -66,24 +69,37 @@ def compare_height(
     )
 
 
-def _outside(query: F32, references: Sequence[RegisteredGolden]) -> float:
-    """The part of what all references show that lies outside of the query's picture: 0 where the nearest did not register.
+def _outside(query: F32, nearest: RegisteredGolden) -> float:
+    """The part of what all golden samples of a frame show that lies outside of the query's picture; 0 without registration.
 
-    All of them: a corner of the table that one of them shows is no part of the product.
+    All of them: a corner of the table that some turned one shows is no part of the product.
     """
-    nearest = references[0]
     values = nearest.workspace.golden_reading(nearest.golden).values
     if values is None or not nearest.alignment.ok:
         return 0.0
-    back = np.linalg.inv(nearest.alignment.matrix)
-    shown = np.isfinite(values)
+    own, shown = place_of(nearest.workspace, nearest.golden), _rectangle(values.shape)
+    goldens = nearest.workspace.bank.list(nearest.golden.product, IN_USE)
+    for other in goldens[:: -(-len(goldens) // _FRAMED_BY)]:
+        place = place_of(nearest.workspace, other)
+        if place.anchor_id == own.anchor_id:
+            here = np.linalg.inv(matrix_of(own)) @ matrix_of(place)
+            theirs = cv2.perspectiveTransform(_rectangle(place.size)[None], here)[0]
+            shared = cv2.intersectConvexConvex(shown.astype(np.float32), theirs.astype(np.float32))[1]
+            shown = np.zeros((0, 2)) if shared is None else shared.reshape(-1, 2).astype(np.float64)
+            if len(shown) < 3:
+                return 0.0
     size = values.shape[0], values.shape[1]
-    for other in references[1:]:
-        theirs = other.workspace.golden_reading(other.golden).values
-        if theirs is not None and other.alignment.ok:
-            shown &= coverage(np.asarray(back @ other.alignment.matrix, np.float64), theirs.shape, size)
-    lies_in = coverage(np.asarray(back, np.float64), query.shape, size)
-    return float((shown & ~lies_in).sum()) / max(1, int(shown.sum()))
+    inside = np.zeros(size, np.uint8)
+    cv2.fillConvexPoly(inside, np.rint(shown - 0.5).astype(np.int32), 1)
+    counted = (inside > 0) & np.isfinite(values)
+    lies_in = coverage(np.asarray(np.linalg.inv(nearest.alignment.matrix), np.float64), query.shape, size)
+    return float((counted & ~lies_in).sum()) / max(1, int(counted.sum()))
+
+
+def _rectangle(size: tuple[int, ...]) -> NDArray[np.float64]:
+    """(4, 2) corners x, y of a picture of `size` (H, W, ...)."""
+    h, w = size[:2]
+    return np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float64)
 
 
 def measure_height(height: HeightDifference, region: Region, scale: ResolvedScale) -> Measurement:
