@@ -24,6 +24,7 @@ from refdiff.tools.framing.frames import place_golden, place_goldens
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
+from refdiff.tools.inspection.frame_vectors import golden_vectors
 from refdiff.tools.kinds.readers import read_arriving, reader_of
 from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
@@ -107,8 +108,9 @@ def enroll(
                     enrolled_by=enrolled_by,
                     source=golden_source,
                 )
-                features = workspace.golden_features(golden)
-                if workspace.bank.add(golden, features.global_vec, features.patches):
+                if reading.values is not None:  # what was measured is found where it lies in its frame
+                    place_golden(workspace, golden)
+                if workspace.bank.add(golden, *golden_vectors(workspace, golden)):
                     result.added.append(golden)  # at once: it is in the bank, whatever fails from here on
                     thumbnails.keep(golden, thumbnail)
                     with contextlib.suppress(DamagedError):  # its photo vanished: an inspection says so
