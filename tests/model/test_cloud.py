@@ -22,7 +22,7 @@ from refdiff.model.cloud.registration import canonical, register, unslid
 from refdiff.model.errors import ImageError, UnavailableError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
-from refdiff.model.synthesis.height import SHAPES, Defect, SolidPart, ply
+from refdiff.model.synthesis.height import SHAPES, Defect, RenderedCloud, SolidPart, ply
 
 pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
 pytest.importorskip("trimesh", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
@@ -273,6 +273,19 @@ def test_cloud_is_registered_whichever_way_it_is_turned_also_with_a_part_missing
     there, real = (query.points @ m[:3, :3].T + m[:3, 3] for m in (found.matrix, true))
     # of a dome only small details say how it is turned about its axis
     assert np.abs(there - real).max() < (1.5 if shape == "dome" else 0.3)
+
+
+def test_round_part_is_not_turned_to_where_its_details_do_not_lie() -> None:
+    """On coarse clouds a dome lies as well 99 degrees beside."""
+
+    def scanned(i: int) -> RenderedCloud:
+        rng = np.random.default_rng((4, 1, 1, i))
+        return SolidPart("dome", 4).cloud(rng, int(np.exp(rng.uniform(*np.log((10_000, 30_000))))))
+
+    golden, query = scanned(0), scanned(6)
+    found = register(make_cloud(query.points), make_cloud(golden.points)).matrix
+    apart = found - golden.frame @ np.linalg.inv(query.frame)
+    assert np.abs(query.points @ apart[:3, :3].T + apart[:3, 3]).max() < 0.5
 
 
 @pytest.mark.parametrize("degrees", [-7.0, 7.0])
