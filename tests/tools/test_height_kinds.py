@@ -20,10 +20,12 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key
+from refdiff.tools.inspection.comparison import similarity_to
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import METHODS
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.kinds import cloud as kinds_cloud
 from refdiff.tools.kinds.reading import Quantity
@@ -278,6 +280,36 @@ def test_cloud_is_parsed_once_from_its_arrival_to_its_report(
     names.clear()
     inspected(workspace, "scan", "part", scan(212))
     assert len(names) == 1
+
+
+@pytest.mark.parametrize("kind", ["depth", "cloud"])
+def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lies(
+    workspace: Workspace, kind: str
+) -> None:
+    """Two variants whose pictures look alike: they differ in two studs of 4 to 8 mm across and 1.5 to 3 mm high."""
+    if kind == "cloud":
+        pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
+    variants = [SolidPart("dome", seed) for seed in (1, 2)]
+
+    def made(variant: int, seed: int) -> Upload:
+        if kind == "cloud":
+            return Upload(f"{variant}", ply(variants[variant].cloud(rng(9, variant, seed), 6000).points))
+        heights = variants[variant].height_map(rng(9, variant, seed), size=SIZE, mm_per_px=MM_PER_PX).mm
+        return Upload(f"{variant}", xyz_tiff(heights, MM_PER_PX))
+
+    stated(workspace, "domes", {"cloud": {"unit_mm": 1}} if kind == "cloud" else {"depth": DEPTH})
+    goldens = [made(variant, seed) for seed in range(2) for variant in range(2)]
+    assert len(enroll(workspace, "domes", goldens, kind=kind).added) == 4
+    for variant, seed in ((0, 100), (1, 101), (0, 102), (1, 103)):
+        capture = record_capture(
+            workspace.stores, f"{seed}", "domes", made(variant, seed), settings=workspace.model_settings,
+            read=workspace.keep_read,
+        )  # fmt: skip
+        picture = workspace.image(capture.sha256, "domes")
+        found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "domes", 4)
+        assert found[0].golden.filename == f"{variant}"
+        itself = similarity_to(workspace, picture, capture.sha256, workspace.encoder.embed(picture), found[0].golden)
+        assert itself.similarity == pytest.approx(found[0].similarity, abs=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])
