@@ -21,8 +21,8 @@ MAY_IMPORT = {
 }
 # The files and sub-folders of each room, top to bottom: each imports only what stands below it.
 ORDER = {
-    "model": "training boards language difference synthesis thermal height cloud weights_file number_format images files "
-    "pixel_formats decode_budget defect_types progress free_memory arrays settings errors wording",
+    "model": "training boards language difference synthesis thermal height cloud weights_file number_format images "
+    "files pixel_formats decode_budget defect_types progress free_memory arrays settings errors wording",
     "tools": "registry exported find_part retrieve_reference align score_difference zoom measure similar_defects "
     "submit_report context evidence golden_samples inspection naming framing workspace kinds caches vision settings",
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "

@@ -237,7 +237,7 @@ class ToolContext:
                 raise UnknownRecordError(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
-        hits = [similarity_to(self.workspace, self.features, g) for g in goldens]
+        hits = [similarity_to(self.workspace, self.query, capture.sha256, self.features, g) for g in goldens]
         hits.sort(key=lambda hit: hit.similarity, reverse=True)
         return compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
 

@@ -399,16 +399,18 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cachedmethod(attrgetter("_images"), key=lambda self, sha256, how, _: (sha256, how), lock=attrgetter("_cache_lock"))
     def _read(self, sha256: str, how: How, name: str) -> Reading:
-        data = self.stores.images.get(sha256)
         reader = reader_of(how.kind)
-        reading = reader.read(data, name=name, how=how, settings=self.model_settings)
-        if how.anchor and how.anchor != sha256 and isinstance(reader, PlacingReader):
+        if how.anchor and isinstance(reader, PlacingReader):
+            reading = self._read(sha256, replace(how, anchor=""), name)  # as it arrived, it has been read before
+            if how.anchor == sha256:
+                return reading
             pose = self.file_poses.get(sha256, how)
             if pose is None:
                 pose = reader.place(reading, self._read(how.anchor, how, "golden sample"))
                 self.file_poses.put(sha256, how, pose)
-            reading = reader.placed(reading, pose, how)
-        return reading.freeze()
+            return reader.placed(reading, pose, how).freeze()
+        data = self.stores.images.get(sha256)
+        return reader.read(data, name=name, how=how, settings=self.model_settings).freeze()
 
 
 def _nbytes(warped: tuple[Picture, Features]) -> int:

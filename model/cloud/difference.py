@@ -34,6 +34,10 @@ _LINKED = 2.5  # spacings: deviating points so near to each other are one place
 _STANDS_OUT = 4.0  # standard deviations of the noise, from which a point deviates
 _UNMEASURED = 3.0  # spacings from a golden point's place to the nearest measured one, along the surface
 _DISPLACED_PART = 0.04  # of the size: farther away than that is no surface that has moved
+# as deep as a hole is at its deepest (half the thickness, through a sheet), so many times as wide may it be
+_TORN = 3.0
+_ABOVE = 0.6  # mean cosine to the golden surface, from which a place lies above it; the walls of a hole do not
+_TORN_PART = 0.1  # of the area of a place: so much of the golden surface may lack there for its volume to be known
 _NORMAL_MAD = 1.4826
 _COVERAGE = 2.0  # of an expanded uncertainty: about 95 %
 _UNIFORM = math.sqrt(3.0)
@@ -56,16 +60,19 @@ class CloudDifference:
     noise_mm: float  # standard deviation of `distances` where nothing differs
     missing: float  # part 0..1 of the nearest reference's surface that was not measured
     largest_gap: float  # the same, of the largest connected one
-    descriptor: F32  # (N,) see `descriptors_apart`
+    facing: F32  # (N,) -1..1, cosine between the normals of a point and of the golden surface nearest to it
+    torn_mm2: F32  # (N,) of the place that a point belongs to: area of the golden surface that lacks beside it
+    descriptor: F32 | None  # (N,) see `descriptors_apart`; None where nobody asked
 
 
 def compare(
-    query: Cloud, references: Sequence[Cloud], drawn: Atlas, as_read: Sequence[Cloud] | None = None
+    query: Cloud, references: Sequence[Cloud], drawn: Atlas, described: Sequence[Cloud] = ()
 ) -> CloudDifference:
     """Where the surface of `query` lies outside (or inside) of all its references' surfaces.
 
-    drawn: the query's atlas. as_read: the references before they were moved onto the query, whose descriptors are kept. A
-    place that deviates is drawn in one view: the one that its golden surface faces most.
+    drawn: the query's atlas. described: clouds whose descriptors the query's are compared with: the references before they
+    were moved onto the query, which keep theirs. A place that deviates is drawn in one view: the one that its golden surface
+    faces most.
     """
     tree = query.tree
     found: list[NDArray[np.float64]] = []
@@ -86,13 +93,13 @@ def compare(
     views = _one_view_a_place(query, outside, facing, _STANDS_OUT * noise)
     at = drawing.pixels(query.points, views, drawn.side_mm)
     deviation = _plane(at, outside, drawn, query)
-    missing, gap = _not_measured(query, references[0], outside > _STANDS_OUT * noise)
+    missing, gap, torn = _not_measured(query, references[0], outside, _deviating(query, outside, _STANDS_OUT * noise))
     spread = smooth.std(0, ddof=1) if len(references) > 1 else np.zeros(len(smooth[0]))
     return CloudDifference(
         deviation, drawn.of(smooth[0].astype(np.float32)), drawn.index >= 0, smooth[0].astype(np.float32),
         raw[0].astype(np.float32),
         outside.astype(np.float32), at, spread.astype(np.float32), noise, missing, gap,
-        descriptors_apart(query, as_read or references),
+        (query.normals * facing).sum(1), torn, descriptors_apart(query, described) if described else None,
     )  # fmt: skip
 
 
@@ -121,6 +128,21 @@ def _spread_of(values: NDArray[np.floating]) -> float:
     return _NORMAL_MAD * float(np.median(np.abs(values - np.median(values))))
 
 
+def _places(points: F32, spacing_mm: float) -> NDArray[np.intp]:
+    """(N,) the number of the place that each point belongs to: those are one that are near to each other."""
+    pairs = cKDTree(points).query_pairs(_LINKED * spacing_mm, output_type="ndarray")
+    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
+    return np.asarray(connected_components(links, directed=False)[1], np.intp)
+
+
+def _deviating(query: Cloud, outside: NDArray[np.float64], least: float) -> NDArray[np.intp]:
+    """(N,) the number of the place that each point belongs to, of those that deviate; -1 of the others."""
+    made, away = np.full(len(outside), -1), np.flatnonzero(outside > least)
+    if len(away):
+        made[away] = _places(query.points[away], query.spacing_mm)
+    return made
+
+
 def _one_view_a_place(query: Cloud, outside: NDArray[np.float64], facing: F32, least: float) -> NDArray[np.intp]:
     """(N,) the view in which each point's deviation is drawn: that which its golden surface faces, of connected points that
     deviate the one that most of them face."""
@@ -128,9 +150,7 @@ def _one_view_a_place(query: Cloud, outside: NDArray[np.float64], facing: F32, l
     away = np.flatnonzero(outside > max(least, _LINKED_PART * float(outside.max())))
     if len(away) < 2:
         return views
-    pairs = cKDTree(query.points[away]).query_pairs(_LINKED * query.spacing_mm, output_type="ndarray")
-    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(away), len(away)))
-    _, place = connected_components(links, directed=False)
+    place = _places(query.points[away], query.spacing_mm)
     votes = np.zeros((place.max() + 1, len(drawing.NAMES)))
     np.add.at(votes, (place, views[away]), outside[away])
     views[away] = votes.argmax(1)[place]
@@ -159,25 +179,36 @@ def _closed(panel: F32, reach: int) -> F32:
     return np.asarray(cv2.dilate(panel, kernel), np.float32)
 
 
-def _not_measured(query: Cloud, reference: Cloud, deviates: NDArray[np.bool_]) -> tuple[float, float]:
-    """The part of a reference's surface that the query has no points of, and of its largest connected place."""
+def _not_measured(
+    query: Cloud, reference: Cloud, outside: NDArray[np.float64], place: NDArray[np.intp]
+) -> tuple[float, float, F32]:
+    """The part of a reference's surface that the query has no points of, that of its largest connected place, and
+    `CloudDifference.torn_mm2`. place: see `_deviating`."""
+    depth = np.zeros(int(place.max()) + 2)  # the last: of points that do not deviate
+    np.maximum.at(depth, place, np.where(place < 0, 0.0, outside))
     thin = reference.thinned(max(reference.spacing_mm, reference.size_mm / 120))
     distance, near = query.tree.query(thin.points)
     apart = query.points[near].astype(np.float64) - thin.points
     along = np.abs((apart * thin.normals).sum(1))
     beside = np.sqrt(np.maximum(distance**2 - along**2, 0.0))
-    # a place whose nearest points deviate is part of what is found there, such as a hole with its walls
     far = (beside > _UNMEASURED * max(query.spacing_mm, thin.spacing_mm)) | (
         along > _DISPLACED_PART * reference.size_mm
     )
-    gone = far & ~deviates[near]
+    # beside a place that deviates, no farther than that explains: what lacks is part of what is found, such as a hole with
+    # its walls. The rim of a larger one may deviate too, by little, and explains nothing.
+    torn = far & (distance <= _TORN * depth[place[near]])
+    lost = np.bincount(place[near[torn]], minlength=len(depth)) * _area_each(thin)
+    lost = lost[place].astype(np.float32)
+    gone = far & ~torn
     if not gone.any():
-        return 0.0, 0.0
-    where = np.flatnonzero(gone)
-    pairs = cKDTree(thin.points[where]).query_pairs(_LINKED * thin.spacing_mm, output_type="ndarray")
-    links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(where), len(where)))
-    _, place = connected_components(links, directed=False)
-    return float(gone.mean()), float(np.bincount(place).max() / len(gone))
+        return 0.0, 0.0, lost
+    return float(gone.mean()), float(np.bincount(_places(thin.points[gone], thin.spacing_mm)).max() / len(gone)), lost
+
+
+def _area_each(cloud: Cloud, points: F32 | None = None) -> float:
+    """mm² of surface that a point stands for, around `points` of it; default: all."""
+    around = cloud.tree.query(cloud.points if points is None else points, k=7)[0][:, -1]
+    return math.pi * float(np.median(around)) ** 2 / 5
 
 
 # ---- descriptors ----
@@ -206,8 +237,8 @@ def descriptors_apart(query: Cloud, references: Sequence[Cloud]) -> F32:
 class CloudPlace:
     """A place whose surface lies outside or inside of the golden sample's. Uncertainties are expanded (about 95 %).
 
-    volume_mm3: between the surfaces; None where a part of the place was not measured, as in a hole. at: (x, y, z) mm of its
-    extreme, in the product's frame.
+    volume_mm3: between the surfaces; None where they do not lie above each other: of a hole, or a piece that is broken off,
+    the walls and the fracture say nothing of it. at: (x, y, z) mm of its extreme, in the product's frame.
     """
 
     extra: bool
@@ -219,7 +250,7 @@ class CloudPlace:
     volume_mm3: float | None
     area_mm2: float
     at: tuple[float, float, float]
-    descriptor: float  # the largest there
+    descriptor: float | None  # the largest there; None where nobody asked
 
 
 def measure_place(
@@ -241,10 +272,13 @@ def measure_place(
     lost = max(0.0, float(np.quantile(np.abs(found.raw[inside][np.atleast_1d(around)]), 0.9)) - abs(extreme))
     others = math.sqrt(2.0) * float(np.median(found.spread[inside]))
     sure = math.sqrt(sum(p * p for p in (accuracy_mm / _UNIFORM, max(found.noise_mm, others), off_mm, lost)))
-    each = math.pi * float(np.median(query.tree.query(points, k=7)[0][:, -1])) ** 2 / 5
-    same = np.sign(distances) == np.sign(extreme)
+    each = _area_each(query, points)
+    same, facing = np.sign(distances) == np.sign(extreme), found.facing[inside]
+    whole = float(found.torn_mm2[inside].max()) <= _TORN_PART * each * len(points)
+    above = float(np.average(facing, weights=np.abs(distances) + 1e-9)) >= _ABOVE
+    volume = each * abs(float((distances * np.clip(facing, 0, 1))[same].sum())) if whole and above else None
     return CloudPlace(
         extreme >= 0, extreme, _COVERAGE * sure, float(distances.max()), float(distances.min()), float(distances.mean()),
-        each * abs(float(distances[same].sum())), each * len(points),
-        (float(points[peak][0]), float(points[peak][1]), float(points[peak][2])), float(found.descriptor[inside].max()),
+        volume, each * len(points), (float(points[peak][0]), float(points[peak][1]), float(points[peak][2])),
+        None if found.descriptor is None else float(found.descriptor[inside].max()),
     )  # fmt: skip

@@ -24,15 +24,18 @@ _DESCRIPTOR_PART = 1 / 60  # of the size: that voxel
 _BEHIND = 3.0  # spacings by which a point may lie behind the foremost and still be seen
 
 
+EXTRA_NEEDED = (
+    "point clouds need the packages small-gicp, trimesh and pypcd4, which are not all installed: pip install "
+    "'refdiff[cloud]'"
+)
+
+
 def small_gicp() -> ModuleType:
     """The library that estimates normals and registers. Raises UnavailableError where it is not installed."""
     try:
         import small_gicp as module
     except ImportError as e:
-        raise UnavailableError(
-            "point clouds need the packages small-gicp, trimesh and pypcd4, which are not installed: pip install "
-            "'refdiff[cloud]'"
-        ) from e
+        raise UnavailableError(EXTRA_NEEDED) from e
     return module
 
 
@@ -40,13 +43,15 @@ def small_gicp() -> ModuleType:
 class Cloud:
     """points: (N, 3) float32 mm. normals: (N, 3) float32, of length 1, outward. spacing_mm: median distance of neighbours.
 
-    colours: (N, 3) uint8 RGB, where the file has them.
+    colours: (N, 3) uint8 RGB, where the file has them. origin: (3,) float64 mm, where 0 of the points lies in the file's
+    coordinates; None once it has been moved.
     """
 
     points: F32
     normals: F32
     spacing_mm: float
     colours: NDArray[np.uint8] | None = None
+    origin: F64 | None = None
 
     @cached_property
     def tree(self) -> cKDTree:
@@ -87,16 +92,18 @@ def first_in_voxel(points: NDArray[np.floating], voxel_mm: float) -> NDArray[np.
     """Indices of the first point in each voxel, ascending."""
     cells = np.floor((points - points.min(0)) / voxel_mm).astype(np.int64)
     spans = cells.max(0) + 1
+    if float(np.prod(spans, dtype=np.float64)) >= 2**62:  # a stray point kilometres away
+        return np.sort(np.unique(cells, axis=0, return_index=True)[1])
     flat = (cells[:, 0] * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
     return np.sort(np.unique(flat, return_index=True)[1])
 
 
-def make_cloud(points: F64, colours: NDArray[np.uint8] | None = None) -> Cloud:
-    """A cloud of points (N, 3) mm: its spacing, and normals that point outward."""
+def make_cloud(points: F64, colours: NDArray[np.uint8] | None = None, origin: F64 | None = None) -> Cloud:
+    """A cloud of points (N, 3) mm: its spacing, and normals that point outward. origin: see `Cloud`."""
     tree = cKDTree(points)
     sample = points[:: max(1, len(points) // 5000)]
     spacing = float(np.median(tree.query(sample, k=2)[0][:, 1])) or 1e-6
-    return Cloud(points.astype(np.float32), _outward(points, _normals(points), spacing), spacing, colours)
+    return Cloud(points.astype(np.float32), _outward(points, _normals(points), spacing), spacing, colours, origin)
 
 
 def _normals(points: F64) -> F64:

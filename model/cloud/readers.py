@@ -8,16 +8,17 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from refdiff.model.cloud.points import F64, Cloud, first_in_voxel, make_cloud, small_gicp
+from refdiff.model.cloud.points import EXTRA_NEEDED, F64, Cloud, first_in_voxel, make_cloud, small_gicp
 from refdiff.model.decode_budget import BUDGET
-from refdiff.model.errors import ImageError, RefDiffError, UnavailableError, out_of_memory
+from refdiff.model.errors import ImageError, UnavailableError, out_of_memory
 from refdiff.model.images import check_bytes
 from refdiff.model.settings import ModelSettings
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset((".ply", ".pcd", ".stl", ".xyz", ".txt", ".asc", ".csv"))
 MAX_POINTS = 150_000  # more are thinned; a difference is no better by them
 _MOST_POINTS = 20_000_000  # of a file
+_MOST_UNPACKED = 1_000_000_000  # bytes that a file may become in memory
+_MOST_NUMBERS = 1000  # of a point in a PCD file
+_LINE_BYTES = 200  # that trimesh takes for each line of a text PLY
 _LEAST_POINTS = 500
 _ON_MESH = 150_000  # points that a mesh is sampled at
 _SEED = 7
@@ -44,9 +48,10 @@ Read = tuple[F64, NDArray[np.uint8] | None]  # points (N, 3) in units of the fil
 
 
 def is_cloud(data: bytes) -> bool:
-    """Whether the beginning of a file is that of a cloud with a signature (PLY, PCD), or of a text STL."""
+    """Whether a file is a cloud with a signature (PLY, PCD, STL); text with numbers has none."""
     head = data[:512].lstrip()
-    return head.startswith((b"ply\n", b"ply\r", b"# .PCD", b"VERSION .7", b"VERSION 0.7", b"solid "))
+    named = head.startswith((b"ply\n", b"ply\r", b"# .PCD", b"VERSION .7", b"VERSION 0.7"))
+    return named or head[:6].lower() == b"solid " or _is_binary_stl(data)
 
 
 def read_cloud(
@@ -71,18 +76,31 @@ def read_cloud(
         raise ImageError(f"{name}: not a point cloud that can be read; {_KINDS}")
     if unit_mm is None:
         raise ImageError(_UNSTATED.format(name=name))
-    with BUDGET.take(len(data) // 4, settings.max_pixels, name):
-        try:
+    with _failing(name):
+        size = _unpacked_bytes(data)
+    with BUDGET.take(max(len(data), size) // 4, settings.max_pixels, name):
+        with _failing(name):
             points, colours = read(data)
-        except RefDiffError:
-            raise
-        except Exception as e:  # damaged files raise many types
-            if out_of_memory(e):
-                raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
-            raise ImageError(
-                f"{name}: the file is damaged ({type(e).__name__}: {str(e)[:120]}); export it again"
-            ) from e
         return _checked(np.asarray(points, np.float64) * unit_mm, colours, name)
+
+
+@contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """What libraries raise on a file, in words."""
+    try:
+        yield
+    except ImageError as e:
+        raise ImageError(f"{name}: {e}") from e
+    except ImportError as e:  # a part of the extra is missing
+        raise UnavailableError(EXTRA_NEEDED) from e
+    except Exception as e:  # damaged files raise many types
+        if out_of_memory(e):
+            raise UnavailableError(f"{name}: too little memory is free to read it; try again later") from e
+        raise ImageError(f"{name}: the file is damaged ({type(e).__name__}: {str(e)[:120]}); export it again") from e
+
+
+def _is_binary_stl(data: bytes) -> bool:
+    return len(data) > 84 and len(data) == 84 + 50 * struct.unpack_from("<I", data, 80)[0]
 
 
 def _reader_of(data: bytes) -> Callable[[bytes], Read] | None:
@@ -91,9 +109,7 @@ def _reader_of(data: bytes) -> Callable[[bytes], Read] | None:
         return _ply
     if head.startswith(b"# .PCD") or re.match(rb"VERSION 0?\.7", head):
         return _pcd
-    if len(data) >= 84 and len(data) == 84 + 50 * struct.unpack_from("<I", data, 80)[0]:
-        return _stl
-    if head.startswith(b"solid") and b"facet" in data[:4096]:
+    if _is_binary_stl(data) or head[:5].lower() == b"solid":
         return _stl
     if b"\0" not in data[:4096] and _first_numbers(data) is not None:
         return _text
@@ -126,22 +142,54 @@ def _ply(data: bytes) -> Read:
 
 def _stl(data: bytes) -> Read:
     from trimesh.exchange.stl import load_stl
+    from trimesh.util import append_faces
 
+    _check_count(len(re.findall(rb"(?i)\bendfacet\b", data)))
     made = load_stl(io.BytesIO(data))
-    if "vertices" not in made:  # several solids in one file
-        made = next(iter(made["geometry"].values()))
-    _check_count(len(made["faces"]))
-    return _mesh_or_points(np.asarray(made["vertices"], np.float64), np.asarray(made["faces"]), None)
+    solids = [made] if "vertices" in made else list(made["geometry"].values())  # a text STL may hold several
+    if not solids:
+        raise ImageError("an STL without any faces, or cut off; export it again")
+    vertices, faces = append_faces([np.asarray(s["vertices"]) for s in solids], [s["faces"] for s in solids])
+    if not _is_binary_stl(data) and len(re.findall(rb"(?im)^\s*vertex\s", data)) != len(vertices):
+        raise ValueError("a solid of it is cut off")
+    _check_count(len(faces))
+    return _mesh_or_points(np.asarray(vertices, np.float64), np.asarray(faces), None)
 
 
-def _pcd(data: bytes) -> Read:
-    from pypcd4.pypcd4 import MetaData, PointCloud
+def _pcd_header(data: bytes) -> MetaData:
+    """Raises ImageError for more points, or numbers of each, than any scanner makes, before memory is taken for them."""
+    from pypcd4.pypcd4 import MetaData
 
     head = data[:8192].decode("ascii", "replace").splitlines()
     about = MetaData.parse_header(
         [line.strip() for line in head[: 1 + next(i for i, t in enumerate(head) if t[:4] == "DATA")]]
     )
     _check_count(about.points)
+    if sum(about.count) > _MOST_NUMBERS:
+        raise ImageError(f"{sum(about.count):,} numbers a point; at most {_MOST_NUMBERS:,} are read")
+    return about
+
+
+def _unpacked_bytes(data: bytes) -> int:
+    """What a file of points takes in memory, where that may be far more than it has. Raises ImageError for too much."""
+    head = data[:512].lstrip()
+    size, way = 0, ""
+    if head.startswith((b"ply\n", b"ply\r")) and re.search(rb"format\s+ascii", head):
+        size, way = _LINE_BYTES * data.count(b"\n"), "; save it as a binary PLY"
+    elif _reader_of(data) is _pcd:
+        about = _pcd_header(data)
+        size = about.points * sum(s * c for s, c in zip(about.size, about.count, strict=True))
+    if size > _MOST_UNPACKED:
+        raise ImageError(
+            f"takes {size / 1e9:.1f} GB in memory, more than {_MOST_UNPACKED / 1e9:g}{way}, or thin it out first"
+        )
+    return size
+
+
+def _pcd(data: bytes) -> Read:
+    from pypcd4.pypcd4 import PointCloud
+
+    about = _pcd_header(data)
     if about.data.value.startswith("binary") and about.data.value != "binary":
         _check_packed(data, about)
     cloud = PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(data)))
@@ -189,7 +237,7 @@ def _text(data: bytes) -> Read:
         delimiter=between,
         usecols=range(used),
         ndmin=2,
-        encoding="utf-8",
+        encoding="utf-8-sig",  # Windows programs begin text with a mark
         comments=["#", "//"],
     )
     colours = table[:, 3:]
@@ -205,19 +253,20 @@ def _check_count(points: int) -> None:
 
 def _checked(points: F64, colours: NDArray[np.uint8] | None, name: str) -> tuple[Cloud, tuple[str, ...]]:
     notes = []
-    known = np.isfinite(points).all(1) & (points != 0).any(
-        1
-    )  # 0, 0, 0: how organised clouds mark what was not measured
+    # 0, 0, 0: how organised clouds mark what was not measured
+    known = np.isfinite(points).all(1) & (points != 0).any(1)
     points, colours = points[known], None if colours is None else colours[known]
     if len(points) < _LEAST_POINTS:
         raise ImageError(f"{name}: {len(points)} points; at least {_LEAST_POINTS} are needed: scan the part again")
-    if float(np.ptp(points, axis=0).max()) > 1e6:
+    low, high = np.percentile(points, (1, 99), axis=0)  # without stray points, which may lie anywhere
+    if float((high - low).max()) > 1e6:
         raise ImageError(
             f"{name}: larger than a kilometre; is the unit right that the product states (`cloud: unit_mm`)?"
         )
+    middle = (low + high) / 2
+    points = points - middle  # before float32: a machine's coordinates may lie kilometres away
     if len(points) > MAX_POINTS:
-        size = np.ptp(points, axis=0)
-        voxel = float(np.linalg.norm(size)) / 4000
+        voxel = float(np.linalg.norm(high - low)) / 4000
         kept = np.arange(len(points))
         while len(kept) > MAX_POINTS:
             kept, voxel = first_in_voxel(points, voxel), 1.25 * voxel
@@ -233,4 +282,4 @@ def _checked(points: F64, colours: NDArray[np.uint8] | None, name: str) -> tuple
     if int(kept.sum()) < _LEAST_POINTS:
         raise ImageError(f"{name}: {int(kept.sum())} points that belong together; scan the part again")
     points, colours = points[kept], None if colours is None else colours[kept]
-    return make_cloud(points, colours), tuple(notes)
+    return make_cloud(points, colours, middle), tuple(notes)

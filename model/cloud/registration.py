@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ _JUDGED_BY = 1000  # matches that say how good a try is
 _BATCH = 400
 _EDGE_RATIO = 0.9  # of the sides of two triangles that may be one
 _REFINED = 16  # best of what was tried
+_ALIKE = 1.1  # of the least mismatch: poses so good are looked at on finer clouds
+_SETTLED = 2  # of those, the best that are settled
 _APART_DEG = 12.0  # poses nearer than that are one
 _ICP_ROUNDS = 40
 _SLIDE_VOXELS = 4.0  # how far a pose is slid either way
@@ -63,9 +66,35 @@ def register(source: Cloud, target: Cloud) -> Placed:
     for matrix in candidates:
         refined = coarse.refined(matrix, 2 * voxel)
         scored.append((_mismatch(ours, theirs, refined, voxel), refined))
-    best = min(scored, key=lambda s: s[0])[1]
-    best = unslid(source, target, _settled(source, target, best, voxel), voxel)
-    return judged(ours, target, best, voxel)
+    # of a round part many poses are about as good on a coarse cloud; its few details say which is right on a finer one
+    least = min(s for s, _ in scored)
+    likely = [matrix for s, matrix in scored if s <= _ALIKE * least]
+    misfit = partial(_misfit, _fine(source), source, _fine(target), target, voxel)
+    likely = sorted(likely, key=misfit)[:_SETTLED] if len(likely) > 1 else likely
+    settled = [unslid(source, target, _settled(source, target, m, voxel), voxel) for m in likely]
+    return judged(ours, target, min(settled, key=misfit), voxel)
+
+
+def _fine(cloud: Cloud) -> Cloud:
+    return cloud.thinned(_voxel_of(cloud, _SLIDE_POINTS))
+
+
+def _misfit(fine: Cloud, source: Cloud, fine_target: Cloud, target: Cloud, reach_mm: float, matrix: F64) -> float:
+    """Mean square distance to the other's planes, both ways, no more than `reach_mm` each: a square, so that a few details
+    that lie elsewhere count beside the noise of all the rest."""
+    back = np.asarray(np.linalg.inv(matrix), np.float64)
+    return sum(
+        float((_above(one.moved(pose), other, reach_mm) ** 2).mean())
+        for one, other, pose in ((fine, target, matrix), (fine_target, source, back))
+    )
+
+
+def _above(cloud: Cloud, target: Cloud, reach_mm: float) -> NDArray[np.float64]:
+    """(N,) mm of a cloud's points to the planes of the target's nearest; `reach_mm` where none is so near."""
+    distance, near = target.tree.query(cloud.points, distance_upper_bound=reach_mm)
+    near = np.minimum(near, len(target.points) - 1)
+    above = np.abs(((cloud.points - target.points[near]) * target.normals[near]).sum(1))
+    return np.where(np.isfinite(distance), above, reach_mm).astype(np.float64)
 
 
 def refined(source: Cloud, target: Cloud, reach_mm: float) -> F64:
@@ -88,7 +117,7 @@ def unslid(source: Cloud, target: Cloud, matrix: F64, voxel: float) -> F64:
     A round part can be turned by some degrees before its few details say so, and they are small and then too far apart for
     ICP. That motion is the one that point-to-plane ICP knows least of: the weakest eigenvector of its normal equations.
     """
-    ours = source.thinned(_voxel_of(source, _SLIDE_POINTS))
+    ours = _fine(source)
     moved = ours.moved(matrix)
     points, middle = moved.points.astype(np.float64), moved.points.mean(0, dtype=np.float64)
     arms = (points - middle) / (target.size_mm / 2)
@@ -105,11 +134,7 @@ def unslid(source: Cloud, target: Cloud, matrix: F64, voxel: float) -> F64:
 
     def off(pose: F64) -> float:
         """Mean distance of ours to the target's planes, no more than a voxel each."""
-        there = ours.moved(pose)
-        distance, near = target.tree.query(there.points, distance_upper_bound=voxel)
-        near = np.minimum(near, len(target.points) - 1)
-        above = np.abs(((there.points - target.points[near]) * target.normals[near]).sum(1))
-        return float(np.where(np.isfinite(distance), above, voxel).mean())
+        return float(_above(ours.moved(pose), target, voxel).mean())
 
     by = np.linspace(-1, 1, 2 * _SLIDE_STEPS + 1) * _SLIDE_VOXELS * voxel
     best = min((slid(mm) for mm in by), key=off)

@@ -15,11 +15,13 @@ import numpy as np
 from scipy import ndimage
 
 from refdiff.model.height.plane import Plane, Removal, fit, height_of
+from refdiff.model.height.statistics import around, extreme_of, spread_of
 from refdiff.model.images import F32, Box, Mask
 
 TOLERATED_PX = 1  # of misregistration, beside steep flanks
 _BESIDE_HOLE_PX = 3
 SMOOTHING_PX = 1.2  # sigma; a place of 6 px keeps 95 % of its height
+_AROUND_PX = 3  # of a place's extreme: as far as smoothing takes something from it
 _LEAST_WEIGHT = 0.3  # of the smoothing window that must be measured
 _NORMAL_MAD = 1.4826
 _COVERAGE = 2.0  # of an expanded uncertainty: about 95 %
@@ -41,6 +43,7 @@ class HeightDifference:
     covered: Mask  # (H, W), query and some reference have a height
     missing: Mask  # (H, W), some reference has a height and the query has none
     beyond: Mask  # (H, W), the query has a height and the references, which reach there, have none
+    outside: float = 0.0  # part 0..1 of what all golden samples show that lies outside of the query's picture
 
 
 def compare(
@@ -85,7 +88,7 @@ def compare(
     if ignore is not None:
         missing, beyond = missing & ~ignore, beyond & ~ignore
     return HeightDifference(
-        deviation, signed, reference, plane, factor, noise, _spread(lying), covered, missing, beyond
+        deviation, signed, reference, plane, factor, noise, spread_of(lying), covered, missing, beyond
     )  # fmt: skip
 
 
@@ -151,17 +154,18 @@ def measure_place(
     inside = mask & np.isfinite(difference.signed[at])
     if not inside.any():
         inside = mask
-    peak = np.unravel_index(int(np.argmax(np.where(inside, np.abs(signed), -1.0))), signed.shape)
+    peak = extreme_of(difference.deviation[at], signed, inside)
     extreme = float(signed[peak])
     sign = 1.0 if extreme >= 0 else -1.0
-    raw = np.nan_to_num(difference.signed[at])[inside]  # median of 3 x 3 alone
-    lost = max(0.0, float((sign * raw).max()) - abs(extreme))
+    raw = np.nan_to_num(difference.signed[at])  # median of 3 x 3 alone
+    near = around(peak, _AROUND_PX)
+    lost = max(0.0, float((sign * raw[near])[inside[near]].max()) - abs(extreme))
     others = math.sqrt(2.0) * float(np.median(difference.spread[at][inside]))
     edge = residual_px * _steepness(difference.reference, box, inside)
     sure = _standard(sensor.accuracy_mm / _UNIFORM, max(difference.noise_mm, others), edge, lost)
     return Place(
         sign > 0, extreme, _COVERAGE * sure, float(signed[inside].max()), float(signed[inside].min()),
-        float(signed[inside].mean()), float(raw.sum()), (x0 + int(peak[1]) + 0.5, y0 + int(peak[0]) + 0.5),
+        float(signed[inside].mean()), float(raw[inside].sum()), (x0 + int(peak[1]) + 0.5, y0 + int(peak[0]) + 0.5),
     )  # fmt: skip
 
 
@@ -177,16 +181,6 @@ def _steepness(reference: F32, box: Box, inside: Mask) -> float:
     there = np.hypot(right, down)[y0:y1, x0:x1][inside]
     there = there[np.isfinite(there)]
     return float(np.median(there)) if there.size else 0.0
-
-
-def _spread(planes: Sequence[F32]) -> F32:
-    """(H, W), the standard deviation of planes; 0 where fewer than two are known."""
-    stack = np.stack(planes)
-    known = np.isfinite(stack)
-    n = known.sum(0)
-    mean = np.where(known, stack, 0.0).sum(0) / np.maximum(n, 1)
-    squares = (np.where(known, stack - mean, 0.0) ** 2).sum(0)
-    return np.asarray(np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), 0.0), np.float32)
 
 
 def _smoothed(values: F32, known: Mask) -> F32:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from refdiff.model.height.statistics import around, extreme_of, spread_of
 from refdiff.model.images import F32, Box, Mask
 
 TOLERATED_PX = 1  # of misregistration: next to an edge of 10 K/px more would hide, and less would invent, whole kelvins
 SMOOTHING_PX = 1.0  # sigma; a spot of 5 px keeps 95 % of its height
+_AROUND_PX = 3  # of a spot's extreme: as far as smoothing takes something from it
 _NORMAL_MAD = 1.4826  # sigma of normal noise, in median absolute deviations
 _MEDIAN_NOISE = 0.41  # part of white noise that the median of 3 x 3 px leaves (sigma)
 _COVERAGE = 2.0  # of an expanded uncertainty: about 95 %
@@ -91,18 +93,8 @@ def compare(query: F32, references: Sequence[F32], *, remove_shift: bool, ignore
         signed = np.where(np.isfinite(signed) | ~np.isfinite(query), signed, plain - plane)
     return HeatDifference(
         np.asarray(deviation, np.float32), np.asarray(signed, np.float32), reference, shift, remove_shift, noise,
-        _spread(lying), covered,
+        spread_of(lying), covered,
     )  # fmt: skip
-
-
-def _spread(planes: Sequence[F32]) -> F32:
-    """(H, W), the standard deviation of planes; 0 where fewer than two are known."""
-    stack = np.stack(planes)
-    known = np.isfinite(stack)
-    n = known.sum(0)
-    mean = np.where(known, stack, 0.0).sum(0) / np.maximum(n, 1)
-    squares = (np.where(known, stack - mean, 0.0) ** 2).sum(0)
-    return np.asarray(np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), 0.0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -138,15 +130,16 @@ def measure_spot(
     if not inside.any():  # beside the nearest golden: others reach
         inside = mask
     here = np.nan_to_num(signed[at])
-    peak = np.unravel_index(int(np.argmax(np.where(inside, np.abs(here), -1.0))), here.shape)
+    peak = extreme_of(difference.deviation[at], here, inside)
     hot = bool(here[peak] >= 0)
     sign = 1.0 if hot else -1.0
     delta, mean_delta = float(here[peak]), float(here[inside].mean())
     warm = plain[at][inside]
     extreme = float(warm.max() if hot else warm.min())
-    raw = (query - difference.reference)[at][inside] - (difference.shift_k if difference.removed else 0.0)
+    near = around(peak, _AROUND_PX)
+    raw = (query - difference.reference)[at][near][inside[near]] - (difference.shift_k if difference.removed else 0.0)
     lost = max(0.0, float(np.nanmax(sign * raw)) - abs(delta)) if np.isfinite(raw).any() else 0.0
-    at_peak = (y0 + int(peak[0]), x0 + int(peak[1]))
+    at_peak = (y0 + peak[0], x0 + peak[1])
     healthy, alike = _healthy(query, difference, box, mask, at_peak)
     beyond = extreme - (healthy if camera.reflected_c is None else camera.reflected_c)
     accuracy = max(camera.accuracy_k, camera.accuracy_percent / 100 * abs(extreme))

@@ -126,8 +126,10 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
     assert scan is not None
     # as it is read, before it is placed: points have the same order
     as_read, _ = read_cloud(data, name="part", unit_mm=1, settings=tools.workspace.model_settings)
-    points = (as_read.points.astype(np.float64) - part.frame[:3, 3]) @ part.frame[:3, :3]
-    near = cKDTree(part.points).query(as_read.points)[1]
+    assert as_read.origin is not None
+    on_file = as_read.points + as_read.origin
+    points = (on_file - part.frame[:3, 3]) @ part.frame[:3, :3]
+    near = cKDTree(part.points).query(on_file)[1]
     added = part.truth[near]
     if part.defect.name == "warp":  # what is left of it after the best rigid fit
         columns = np.column_stack([np.ones(len(points)), points[:, :2]])
@@ -136,7 +138,7 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
         truth = left * (as_read.normals @ part.frame[:3, :3])[:, 2]
         wrong = np.abs(truth) >= 0.5 * float(np.abs(truth).max())
     else:
-        apart = cKDTree(part.good).query(as_read.points)[0]
+        apart = cKDTree(part.good).query(on_file)[0]
         truth = np.where(added > 0, apart, -apart)
         # of a hole and a missing piece: the walls
         grown = part.defect.name in ("bulge", "dent")
@@ -212,6 +214,36 @@ def of_shape(
     return found
 
 
+def retrieved(kind: str, shape: ShapeName, seed: int, goldens: int, n: int, points: tuple[int, int]) -> str:
+    """Of a product in two variants: of how many parts the nearest golden sample is of their own."""
+    variants, number, product = [SolidPart(shape, seed + v) for v in range(2)], SHAPES.index(shape), f"{kind}-{shape}"
+
+    def upload(variant: int, use: int, i: int) -> Upload:
+        return Upload(
+            f"{variant}", made(kind, variants[variant], (seed, use, number, variant, i), points, None, 0.0)[1]
+        )
+
+    right = 0
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace.open(
+            MemorySettings(home=Path(folder), qdrant_url=None),
+            ModelSettings(cache=Path(folder) / "cache"),
+            ToolsSettings(),
+        )
+        with workspace:
+            spec = parse_spec({kind: RULES[kind]}).model_dump(mode="json")
+            workspace.stores.products.set_spec(product, spec, 0.5 if kind == "depth" else None)
+            enroll(workspace, product, [upload(v, 3, i) for i in range(goldens) for v in range(2)], kind=kind)
+            for i in range(2 * n):
+                capture = record_capture(
+                    workspace.stores, f"{i}", product, upload(i % 2, 4, i), settings=workspace.model_settings,
+                    read=workspace.keep_read,
+                )  # fmt: skip
+                tools = ToolContext(workspace, capture.part_id, capture=capture, keeps_pictures=False)
+                right += tools.nearest(1)[0].golden.filename == f"{i % 2}"
+    return f"{product}: {right} of {2 * n}"
+
+
 def line(title: str, found: list[Found]) -> str:
     """A row of the table."""
     good, bad = [f for f in found if f.defect is None], [f for f in found if f.defect is not None]
@@ -241,8 +273,16 @@ def main(
     points: Annotated[tuple[int, int], typer.Option(help="Of a cloud, at least and at most.")] = (10_000, 300_000),
     home: Annotated[Path | None, typer.Option(help="Folder that keeps the products between runs.")] = None,
     shapes: Annotated[str, typer.Option(help="Which, by name, with commas.")] = ",".join(SHAPES),
+    variants: Annotated[
+        bool,
+        typer.Option("--variants", help="Only whether the nearest golden sample is of the part's own variant, of two."),
+    ] = False,
 ) -> None:
     chosen = [s for s in SHAPES if s in shapes.split(",")]
+    if variants:
+        for shape in chosen:
+            print(retrieved(kind, shape, seed, goldens, n, points), flush=True)
+        return
     found = {shape: of_shape(kind, shape, seed, goldens, first, n, home, points) for shape in chosen}
     print(
         "| parts | object AUROC | point AUROC | defects found | deviation within its uncertainty | its error, median and "

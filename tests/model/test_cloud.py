@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from typing import Any
 
 import cv2
@@ -15,13 +16,13 @@ from scipy.spatial import cKDTree
 from refdiff.model.cloud import atlas
 from refdiff.model.cloud.difference import compare, measure_place, signed_distance
 from refdiff.model.cloud.features import fpfh
-from refdiff.model.cloud.points import make_cloud
+from refdiff.model.cloud.points import Cloud, first_in_voxel, make_cloud
 from refdiff.model.cloud.readers import is_cloud, read_cloud
 from refdiff.model.cloud.registration import canonical, register, unslid
-from refdiff.model.errors import ImageError
+from refdiff.model.errors import ImageError, UnavailableError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
-from refdiff.model.synthesis.height import SHAPES, Defect, SolidPart, ply
+from refdiff.model.synthesis.height import SHAPES, Defect, RenderedCloud, SolidPart, ply
 
 pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
 pytest.importorskip("trimesh", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
@@ -31,7 +32,13 @@ POINTS = np.random.default_rng(1).uniform(-20, 30, (900, 3)).round(3)
 
 
 def read(data: bytes, unit_mm: float | None = 1.0) -> NDArray[Any]:
-    return read_cloud(data, name="part", unit_mm=unit_mm, settings=SETTINGS)[0].points
+    return in_the_file(read_cloud(data, name="part", unit_mm=unit_mm, settings=SETTINGS)[0])
+
+
+def in_the_file(cloud: Cloud) -> NDArray[Any]:
+    """The points of a cloud in the coordinates of its file, mm."""
+    assert cloud.origin is not None
+    return np.asarray(cloud.points + cloud.origin)
 
 
 def same(found: NDArray[Any], points: NDArray[Any], tolerance: float = 1e-3) -> None:
@@ -78,9 +85,9 @@ def test_text_is_read_with_its_header_and_colours(between: str) -> None:
     rows = np.hstack([POINTS, colours])
     text = "// a scanner\nx y z r g b\n" + "\n".join(between.join(f"{v:g}" for v in row) for row in rows)
     cloud, _ = read_cloud(text.encode(), name="part", unit_mm=25.4, settings=SETTINGS)
-    same(cloud.points / 25.4, POINTS)
+    same(in_the_file(cloud) / 25.4, POINTS)
     assert cloud.colours is not None
-    at = int(np.argmin(np.abs(cloud.points / 25.4 - POINTS[7]).sum(1)))
+    at = int(np.argmin(np.abs(in_the_file(cloud) / 25.4 - POINTS[7]).sum(1)))
     assert cloud.colours[at].tolist() == colours[7].tolist()
 
 
@@ -88,12 +95,13 @@ def test_text_is_read_with_its_header_and_colours(between: str) -> None:
 def test_stl_is_sampled_evenly_on_its_surface_with_outward_normals(text: bool) -> None:
     cloud, _ = read_cloud(box_stl((40, 20, 10), text=text), name="part", unit_mm=1, settings=SETTINGS)
     half = np.array([20, 10, 5])
-    on = np.isclose(np.abs(cloud.points), half, atol=1e-4)
+    points = in_the_file(cloud)
+    on = np.isclose(np.abs(points), half, atol=1e-4)
     assert on.any(1).all()
     share = on[:, 2].mean()
     assert share == pytest.approx(2 * 800 / 2800, abs=0.02)
     flat = on.sum(1) == 1
-    towards = np.sign(cloud.points) * on
+    towards = np.sign(points) * on
     assert ((cloud.normals * towards).sum(1)[flat] > 0).mean() > 0.999
 
 
@@ -131,17 +139,113 @@ def test_packed_pcd_that_would_unpack_to_another_size_is_refused() -> None:
         read(bomb)
 
 
+def solids(*meshes: Any) -> bytes:
+    """A text STL, a solid each."""
+    return "\n".join(f"{m.export(file_type='stl_ascii')}" for m in meshes).encode()
+
+
+def test_text_stl_of_several_solids_is_read_whole() -> None:
+    import trimesh
+
+    one, other = trimesh.creation.box((10, 10, 10)), trimesh.creation.box((20, 20, 20))
+    other.apply_translation([50, 0, 0])
+    found = read(solids(one, other))
+    assert found.min(0) == pytest.approx([-5, -10, -10], abs=0.1)
+    assert found.max(0) == pytest.approx([60, 10, 10], abs=0.1)
+    assert (found[:, 0] < 10).mean() == pytest.approx(600 / 3000, abs=0.01), "as its surface has it"
+    same(read(solids(one, other).upper()), found)
+
+
+def test_stl_without_faces_and_one_that_is_cut_off_are_refused() -> None:
+    import trimesh
+
+    for empty in (b"solid nothing\nfacet\nendsolid\n", b"solid nothing\nendsolid nothing\n"):
+        with pytest.raises(ImageError, match="without any faces"):
+            read(empty)
+    whole = solids(trimesh.creation.box((10, 10, 10)), trimesh.creation.icosphere(2))
+    with pytest.raises(ImageError, match="cut off"):
+        read(whole[: len(whole) * 2 // 3])
+
+
+def test_text_that_begins_with_a_mark_is_read() -> None:
+    text = "\n".join(" ".join(f"{v:.3f}" for v in p) for p in POINTS)
+    same(read(b"\xef\xbb\xbf" + text.encode()), POINTS)
+
+
+def test_points_far_from_the_origin_keep_their_hundredths_of_a_mm() -> None:
+    far = POINTS + np.array([4_321_000.0, -5_678_000.0, 300_000.0])
+    text = "\n".join(" ".join(f"{v:.3f}" for v in p) for p in far)
+    same(read(text.encode()), far)
+
+
+def test_stray_point_far_away_does_not_coarsen_what_is_thinned_out() -> None:
+    sphere = np.random.default_rng(5).normal(size=(200_000, 3))
+    sphere *= 50 / np.linalg.norm(sphere, axis=1, keepdims=True)
+    cloud, notes = read_cloud(ply(np.vstack([sphere, [[9e6, 9e6, 9e6]]])), name="part", unit_mm=1, settings=SETTINGS)
+    assert len(cloud.points) > 75_000
+    assert any("1 stray points" in note for note in notes), notes
+    assert cloud.size_mm < 180
+
+
+def test_voxels_of_points_very_far_apart_do_not_overflow() -> None:
+    points = np.array([[0, 0, 0], [0.1, 0, 0], [1e9, 1e9, 1e9], [5, 0, 0], [-1e9, 1e9, -1e9]])
+    assert first_in_voxel(points, 1.0).tolist() == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (
+            "FIELDS x y z a\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 500000000\nPOINTS 1000",
+            "500,000,003 numbers a point",
+        ),
+        ("FIELDS x y z a\nSIZE 4 4 4 8\nTYPE F F F F\nCOUNT 1 1 1 90\nPOINTS 9000000", "6.6 GB in memory"),
+    ],
+)
+def test_pcd_that_would_fill_the_memory_is_refused_before_it_is_unpacked(head: str, said: str) -> None:
+    data = f"VERSION 0.7\n{head}\nWIDTH 1\nHEIGHT 1\nDATA binary_compressed\n".encode() + b"\0" * 1000
+    with pytest.raises(ImageError, match=said):
+        read(data)
+
+
+def test_text_ply_of_too_many_lines_is_refused_before_it_is_read() -> None:
+    head = b"ply\nformat ascii 1.0\nelement vertex 1000\nproperty float x\nend_header\n"
+    with pytest.raises(ImageError, match="save it as a binary PLY"):
+        read(head + b"0\n" * 5_100_000)
+
+
+@pytest.mark.parametrize(
+    ("package", "data"), [("trimesh", ply(POINTS)), ("pypcd4.pypcd4", b"# .PCD v0.7 - x\nDATA ascii\n")]
+)
+def test_half_installed_extra_is_said_and_the_file_is_not_called_damaged(
+    package: str, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] == package.split(".")[0]]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnavailableError, match=r"refdiff\[cloud\]"):
+        read(data)
+
+
 def test_what_was_not_measured_and_stray_points_are_left_out_and_said() -> None:
     stray = np.vstack([POINTS, [[900.0, 900, 900]], np.zeros((50, 3)), [[np.nan, 1, 1]]])
     cloud, notes = read_cloud(ply(stray), name="part", unit_mm=1, settings=SETTINGS)
     assert len(cloud.points) <= len(POINTS)
-    assert cloud.points.max() < 40
+    assert in_the_file(cloud).max() < 40
     assert any("stray" in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("data", "cloud"),
-    [(ply(POINTS), True), (b"# .PCD v0.7", True), (b"solid x\nfacet", True), (b"1 2 3\n", False), (b"\x89PNG", False)],
+    [
+        (ply(POINTS), True),
+        (b"# .PCD v0.7", True),
+        (b"solid x\nfacet", True),
+        (b"SOLID x", True),
+        (bytes(80) + struct.pack("<I", 2) + bytes(100), True),
+        (bytes(80) + struct.pack("<I", 3) + bytes(100), False),
+        (b"1 2 3\n", False),
+        (b"\x89PNG", False),
+    ],
 )
 def test_cloud_is_known_by_its_signature(data: bytes, cloud: bool) -> None:
     assert is_cloud(data) == cloud
@@ -169,6 +273,19 @@ def test_cloud_is_registered_whichever_way_it_is_turned_also_with_a_part_missing
     there, real = (query.points @ m[:3, :3].T + m[:3, 3] for m in (found.matrix, true))
     # of a dome only small details say how it is turned about its axis
     assert np.abs(there - real).max() < (1.5 if shape == "dome" else 0.3)
+
+
+def test_round_part_is_not_turned_to_where_its_details_do_not_lie() -> None:
+    """On coarse clouds a dome lies as well 99 degrees beside."""
+
+    def scanned(i: int) -> RenderedCloud:
+        rng = np.random.default_rng((4, 1, 1, i))
+        return SolidPart("dome", 4).cloud(rng, int(np.exp(rng.uniform(*np.log((10_000, 30_000))))))
+
+    golden, query = scanned(0), scanned(6)
+    found = register(make_cloud(query.points), make_cloud(golden.points)).matrix
+    apart = found - golden.frame @ np.linalg.inv(query.frame)
+    assert np.abs(query.points @ apart[:3, :3].T + apart[:3, 3]).max() < 0.5
 
 
 @pytest.mark.parametrize("degrees", [-7.0, 7.0])
@@ -243,6 +360,48 @@ def test_part_that_was_not_scanned_is_missing_and_no_defect() -> None:
     assert found.missing == pytest.approx(0.2, abs=0.06)
     assert found.largest_gap > 0.1
     assert found.deviation.max() < 0.5
+
+
+def on_part(seed: int, defect: Defect | None = None, points: int = 20_000) -> Cloud:
+    """A bracket in its own frame."""
+    made = SolidPart("bracket").cloud(np.random.default_rng(seed), points, defect)
+    return make_cloud(made.points).moved(np.linalg.inv(made.frame))
+
+
+def test_surface_that_lacks_beside_a_rim_that_deviates_a_little_is_missing() -> None:
+    golden, whole = on_part(1), on_part(2)
+    kept = whole.points[:, 0] < 22
+    points, normals = whole.points[kept], whole.normals[kept]
+    points = points + (points[:, :1] > 18) * 0.5 * normals  # as scanners bend what they see at a slant
+    query = Cloud(points, normals, whole.spacing_mm)
+    found = compare(query, [golden], atlas.draw(query, 120))
+    assert found.missing == pytest.approx(float((golden.points[:, 0] > 22).mean()), abs=0.04)
+    assert found.largest_gap == pytest.approx(found.missing, abs=0.02)
+    assert 0.3 < found.deviation.max() < 0.8
+
+
+@pytest.mark.parametrize(
+    "defect", [Defect("hole", 1.0, 34.0, 4.0, 4.5), Defect("missing_piece", 1.0, 30.0, 29.0, 8.0)], ids=lambda d: d.name
+)
+def test_hole_and_broken_piece_are_found_by_their_walls_and_have_no_volume(defect: Defect) -> None:
+    query = on_part(2, defect)
+    found = compare(query, [on_part(1)], atlas.draw(query, 120))
+    assert found.missing < 0.01, "it is found, not missing"
+    place = measure_place(query, found, found.deviation >= 0.5 * found.deviation.max(), 0.0, 0.0)
+    assert place is not None
+    assert not place.extra
+    assert np.hypot(place.at[0] - defect.x, place.at[1] - defect.y) < defect.radius_mm + 1
+    assert place.volume_mm3 is None
+
+
+def test_registration_that_may_be_off_widens_the_uncertainty_by_that() -> None:
+    query = on_part(2, Defect("bulge", 1.5, 20.0, 0.0, 7.0))
+    found = compare(query, [on_part(1)], atlas.draw(query, 120))
+    mask = found.deviation >= 0.5 * found.deviation.max()
+    sure, off = (measure_place(query, found, mask, 0.0, mm) for mm in (0.0, 0.3))
+    assert sure is not None
+    assert off is not None
+    assert off.deviation_uncertainty_mm == pytest.approx(np.hypot(sure.deviation_uncertainty_mm, 0.6))
 
 
 def test_atlas_shows_each_side_of_a_box_in_its_view() -> None:

@@ -181,6 +181,21 @@ def test_holes_are_neither_a_difference_nor_its_absence() -> None:
     assert ignored.deviation.max() == 0
 
 
+def test_place_is_measured_where_it_lies_outside_of_all_references() -> None:
+    """A step that good parts have to different heights is no part of what a bump beside it deviates by."""
+    query, reference, bump = bumped(1.0)
+    other = reference.copy()
+    query[38:42, 77:79] += 3
+    other[38:42, 77:79] += 3
+    reach = np.ones(query.shape, bool)
+    found = compare(query, [reference, other], [reach, reach], removal="plane")
+    mask = bump >= 0.3
+    assert np.nanmax(found.signed[mask]) > 3
+    place = measure_place(query, found, (0, 0, 120, 100), mask, Sensor(), 0.0)
+    assert place.deviation_mm == pytest.approx(1.0, abs=0.15)
+    assert place.deviation_uncertainty_mm < 0.3
+
+
 def test_second_reference_tells_where_the_first_has_a_hole() -> None:
     query, reference, bump = bumped(1.0)
     first = reference.copy()

@@ -20,11 +20,14 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key
+from refdiff.tools.inspection.comparison import similarity_to
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import METHODS
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.kinds import cloud as kinds_cloud
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.workspace import Workspace
 
@@ -70,9 +73,9 @@ def with_height_maps(workspace: Workspace, n: int, **more: Any) -> None:
     assert len(result.added) == n, result.refused
 
 
-def with_clouds(workspace: Workspace, n: int) -> None:
+def with_clouds(workspace: Workspace, n: int, **more: Any) -> None:
     pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
-    stated(workspace, "scan", {"cloud": {"unit_mm": 1}})
+    stated(workspace, "scan", {"cloud": {"unit_mm": 1, **more}})
     result = enroll(workspace, "scan", [Upload(f"{i}.ply", scan(i)) for i in range(n)], kind="cloud")
     assert len(result.added) == n, result.refused
 
@@ -131,6 +134,59 @@ def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Worksp
     assert large.comparison.difference.score == pytest.approx(small.comparison.difference.score, abs=0.3)
 
 
+def test_surface_where_golden_samples_have_none_is_said_and_asks_a_person(workspace: Workspace) -> None:
+    stated(workspace, "plate", {"depth": DEPTH | {"max_hole_percent": 100, "max_missing_percent": 5}})
+    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm for i in range(4)]
+    for mm in maps[:3]:
+        mm[20:60, 30:130] = np.nan
+    files = [Upload(f"{i}.tiff", xyz_tiff(mm, MM_PER_PX)) for i, mm in enumerate(maps[:3])]
+    assert len(enroll(workspace, "plate", files, kind="depth").added) == 3
+    found = inspected(workspace, "plate", "whole", xyz_tiff(maps[3], MM_PER_PX))
+    assert any("they have no surface, more than 5 % (`depth: max_missing_percent`)" in p for p in found.problems)
+    assert any("where the golden samples have no surface; it is not compared" in n for n in found.remarks.notes)
+    lacking = maps[3].copy()
+    lacking[20:60, 30:130] = np.nan
+    lacking[90:130, 30:130] = np.nan
+    found = inspected(workspace, "plate", "lacking", xyz_tiff(lacking, MM_PER_PX))
+    assert any("more than 5 % (`depth: max_missing_percent`); measure the part again" in p for p in found.problems), (
+        found.problems
+    )
+    assert not any("they have no surface, more" in p for p in found.problems), found.problems
+
+
+def test_part_that_lies_half_outside_of_the_picture_asks_a_person(workspace: Workspace) -> None:
+    with_height_maps(workspace, 5)
+    made = PART.height_map(rng(1, 125), size=SIZE, mm_per_px=MM_PER_PX).mm
+    assert not inspected(workspace, "plate", "turned", xyz_tiff(made, MM_PER_PX)).problems, (
+        "corners of the table are no part"
+    )
+    half = inspected(workspace, "plate", "half", xyz_tiff(made[:, : SIZE[1] // 2], MM_PER_PX))
+    assert any("outside of the picture" in p and "max_missing_percent" in p for p in half.problems), half.problems
+    assert any("lies outside of the picture; it was not inspected" in n for n in half.remarks.notes)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"remove": "offset", "max_tilt_deg": 2}, "max_tilt_deg is about"),
+        ({"remove": "none", "max_tilt_deg": 2}, "max_tilt_deg is about"),
+        ({"remove": "none", "max_offset_mm": 2}, "max_offset_mm is about"),
+    ],
+)
+def test_limit_of_what_is_not_removed_is_refused(rules: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse_spec({"depth": DEPTH | rules})
+    parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}})
+
+
+def test_tilt_that_no_scale_tells_asks_a_person(workspace: Workspace) -> None:
+    stated(workspace, "plate", {"depth": {"unit_mm": 0.01, "offset_mm": -100, "values": "height", "max_tilt_deg": 2}})
+    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX).mm for i in range(4)]
+    enroll(workspace, "plate", [Upload(f"{i}.png", depth_png(mm)) for i, mm in enumerate(maps[:3])], kind="depth")
+    found = inspected(workspace, "plate", "1", depth_png(maps[3]))
+    assert any("no scale says whether the part is tilted" in p for p in found.problems), found.problems
+
+
 def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(workspace: Workspace) -> None:
     with_height_maps(workspace, 3, max_offset_mm=5, max_tilt_deg=2)
     made = PART.height_map(rng(1, 130), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
@@ -158,6 +214,27 @@ def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace
     assert np.median(np.abs(planes.signed - difference.height.signed)[both]) < 0.05
 
 
+def test_planes_that_are_drawn_have_the_fit_that_the_comparison_had(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3, remove="plane_and_scale")
+    mm = 1.05 * PART.height_map(rng(1, 141), size=SIZE, mm_per_px=MM_PER_PX).mm
+    result = inspected(workspace, "plate", "1", xyz_tiff(mm.astype(np.float32), MM_PER_PX))
+    comparison, difference = result.comparison, result.comparison.difference
+    assert difference.height is not None
+    assert difference.fit[3] == pytest.approx(1.05, abs=0.01)
+    sha256 = workspace.stores.captures.list()[0].sha256
+    query, golden = workspace.reading(sha256, "plate"), workspace.golden_reading(comparison.nearest.golden)
+    apart = {}
+    for name, fit in (("kept", difference.fit), ("none", (0.0, 0.0, 0.0, 1.0))):
+        kept = KeptDifference(difference.anomaly_map, 1.0, comparison.nearest.alignment.matrix, fit=fit)
+        planes = METHODS["depth"].planes(query, golden, KeptDifference.decode(kept.encode()))
+        assert planes is not None
+        both = np.isfinite(planes.signed) & np.isfinite(difference.height.signed)
+        assert both.mean() > 0.5
+        apart[name] = np.quantile(np.abs(planes.signed - difference.height.signed)[both], 0.85)
+    assert 4 * apart["kept"] < apart["none"], apart
+    assert apart["kept"] < 0.1
+
+
 def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first(workspace: Workspace) -> None:
     with_clouds(workspace, 6)
     places = {place_of(workspace, g).anchor_id for g in workspace.bank.list("scan")}
@@ -166,7 +243,7 @@ def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first
     bad = [inspected(workspace, "scan", str(s), scan(s, BULGE)) for s in (200, 201)]
     good = inspected(workspace, "scan", "good", scan(202))
     assert not good.problems, good.problems
-    for result in bad:
+    for part, result in zip(("200", "201"), bad, strict=True):
         assert result.comparison.difference.score > 1.5 * good.comparison.difference.score
         region = result.regions[0]
         assert region.described.called == "extra_material"
@@ -174,6 +251,9 @@ def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first
         deviation = values(result)["deviation_mm"]
         assert deviation.uncertainty is not None
         assert abs(deviation.value - BULGE.height_mm) <= deviation.uncertainty + 0.1
+        query = workspace.reading(workspace.stores.captures.latest(part, "scan").sha256, "scan")
+        assert query.scan is not None
+        assert deviation.uncertainty > 2 * query.scan.off_mm > 0, "all of it may be off by what registration leaves"
     at = [np.array([values(r)[f"frame_{axis}_mm"].value for axis in "xyz"]) for r in bad]
     assert np.linalg.norm(at[0] - at[1]) < 8
 
@@ -182,6 +262,62 @@ def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it
     with_clouds(workspace, 3)
     found = inspected(workspace, "scan", "part", scan(210, partial=0.35))
     assert any("was not measured" in problem for problem in found.problems), found.problems
+
+
+def test_cloud_is_parsed_once_from_its_arrival_to_its_report(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, names = kinds_cloud.read_cloud, []
+
+    def counted(data: bytes, *, name: str, **how: Any) -> Any:
+        names.append(name)
+        return read(data, name=name, **how)
+
+    monkeypatch.setattr(kinds_cloud, "read_cloud", counted)
+    with_clouds(workspace, 3)
+    # the first, before there is a window: tried, then looked at for its size, then read
+    assert names == ["0.ply"] * 3 + ["1.ply", "2.ply"]
+    names.clear()
+    inspected(workspace, "scan", "part", scan(212))
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize("kind", ["depth", "cloud"])
+def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lies(
+    workspace: Workspace, kind: str
+) -> None:
+    """Two variants whose pictures look alike: they differ in two studs of 4 to 8 mm across and 1.5 to 3 mm high."""
+    if kind == "cloud":
+        pytest.importorskip("small_gicp", reason="point clouds need the extra: pip install 'refdiff[cloud]'")
+    variants = [SolidPart("dome", seed) for seed in (1, 2)]
+
+    def made(variant: int, seed: int) -> Upload:
+        if kind == "cloud":
+            return Upload(f"{variant}", ply(variants[variant].cloud(rng(9, variant, seed), 6000).points))
+        heights = variants[variant].height_map(rng(9, variant, seed), size=SIZE, mm_per_px=MM_PER_PX).mm
+        return Upload(f"{variant}", xyz_tiff(heights, MM_PER_PX))
+
+    stated(workspace, "domes", {"cloud": {"unit_mm": 1}} if kind == "cloud" else {"depth": DEPTH})
+    goldens = [made(variant, seed) for seed in range(2) for variant in range(2)]
+    assert len(enroll(workspace, "domes", goldens, kind=kind).added) == 4
+    for variant, seed in ((0, 100), (1, 101), (0, 102), (1, 103)):
+        capture = record_capture(
+            workspace.stores, f"{seed}", "domes", made(variant, seed), settings=workspace.model_settings,
+            read=workspace.keep_read,
+        )  # fmt: skip
+        picture = workspace.image(capture.sha256, "domes")
+        found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "domes", 4)
+        assert found[0].golden.filename == f"{variant}"
+        itself = similarity_to(workspace, picture, capture.sha256, workspace.encoder.embed(picture), found[0].golden)
+        assert itself.similarity == pytest.approx(found[0].similarity, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])
+def test_each_limit_of_what_was_not_scanned_asks_a_person_by_its_name(workspace: Workspace, rule: str) -> None:
+    with_clouds(workspace, 3, **{"max_hole_percent": 100.0, "max_missing_percent": 100.0, rule: 4.0})
+    found = inspected(workspace, "scan", "part", scan(210, partial=0.1))
+    assert [p for p in found.problems if f"more than 4 % (`cloud: {rule}`)" in p], found.problems
+    assert not inspected(workspace, "scan", "whole", scan(211)).problems
 
 
 @pytest.mark.parametrize(

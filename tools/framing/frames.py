@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import STATUSES, Golden
+from refdiff.memory.golden_bank.similarity import max_sim
 from refdiff.memory.rows.frames import GoldenPlace
+from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.kinds.readers import reader_of
@@ -99,6 +101,10 @@ def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> Gold
 def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> list[GoldenPlace]:
     """The frames that the most similar goldens are in, best first, each by the place of one of those."""
     features = workspace.golden_features(golden)
+    if (
+        workspace.kind(golden.product) != "photo"
+    ):  # whose goldens are found by what was measured, where it lies in a frame
+        return likely_frames(workspace, golden.product, features, [golden.golden_id, *without])[:_TRIED]
     hits = workspace.bank.nearest(
         golden.product, features.global_vec, features.patches, _SIMILAR,
         exclude_ids=[golden.golden_id, *without], statuses=STATUSES,
@@ -109,6 +115,20 @@ def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> lis
         if place is not None:
             frames.setdefault(place.anchor_id, place)
     return list(frames.values())[:_TRIED]
+
+
+def likely_frames(
+    workspace: Workspace, product: str, features: Features, without: Collection[str] = ()
+) -> list[GoldenPlace]:
+    """The frames of a product by the places of their anchors, that first which looks most like a picture. without: ids of
+    goldens whose frames do not count."""
+    anchors = {anchor for golden_id, anchor in workspace.stores.frames.of(product).items() if golden_id not in without}
+    places = [p for anchor in sorted(anchors) if (p := workspace.stores.frames.get(anchor)) is not None]
+    if len(places) < 2:
+        return places
+    looks = [workspace.golden_features(Golden(p.anchor_id, product, p.anchor_sha256)).patches for p in places]
+    order = np.argsort(-max_sim(features.patches, looks), kind="stable")
+    return [places[i] for i in order]
 
 
 def _fits(found: Alignment, size: tuple[int, int]) -> bool:

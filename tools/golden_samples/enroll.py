@@ -24,6 +24,7 @@ from refdiff.tools.framing.frames import place_golden, place_goldens
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
+from refdiff.tools.inspection.frame_vectors import golden_vectors
 from refdiff.tools.kinds.readers import read_arriving, reader_of
 from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
@@ -85,7 +86,7 @@ def enroll(
                     result.already_there.append(Refusal(path, _present(known)))
                     known_ids.append(known.golden_id)
                     continue
-                reading = _read_golden(workspace, product, data, path.name, enrolled_by, files_are)
+                reading, how = _read_golden(workspace, product, data, path.name, enrolled_by, files_are)
                 thumbnails = thumbnails or ThumbnailIndex(workspace, product)
                 thumbnail = grey_thumbnail(reading.picture, THUMBNAIL_PX)
                 twin = thumbnails.twin(thumbnail)
@@ -95,6 +96,7 @@ def enroll(
                     place_goldens(workspace, product)  # those of earlier versions come first
                 workspace.stores.check_free()
                 sha256 = workspace.stores.images.put(data)
+                workspace.keep_read(sha256, how, reading)
                 golden = Golden(
                     make_golden_id(product, sha256),
                     product,
@@ -106,8 +108,9 @@ def enroll(
                     enrolled_by=enrolled_by,
                     source=golden_source,
                 )
-                features = workspace.golden_features(golden)
-                if workspace.bank.add(golden, features.global_vec, features.patches):
+                if reading.values is not None:  # what was measured is found where it lies in its frame
+                    place_golden(workspace, golden)
+                if workspace.bank.add(golden, *golden_vectors(workspace, golden)):
                     result.added.append(golden)  # at once: it is in the bank, whatever fails from here on
                     thumbnails.keep(golden, thumbnail)
                     with contextlib.suppress(DamagedError):  # its photo vanished: an inspection says so
@@ -172,7 +175,9 @@ def _kind_of(workspace: Workspace, product: str, kind: str | None) -> ProductKin
     return wanted
 
 
-def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by: str, kind: ProductKind) -> Reading:
+def _read_golden(
+    workspace: Workspace, product: str, data: bytes, name: str, by: str, kind: ProductKind
+) -> tuple[Reading, How]:
     """Read as the product's kind is read, with its window; the first golden that needs one fixes that window."""
     settings, products = workspace.model_settings, workspace.stores.products
     name = storable(name)
@@ -181,12 +186,12 @@ def _read_golden(workspace: Workspace, product: str, data: bytes, name: str, by:
     try:
         reading = read_arriving(data, name=name, how=how, settings=settings)
         products.set_kind(product, kind, by)
-        return reading
+        return reading, how
     except ImageError:
         suggested = None if how.window else reader.suggest_window(data, name=name, how=how, settings=settings)
         # a window would make the 8-bit goldens that are there unreadable
         if suggested is None or workspace.bank.count(product):
             raise
     products.set_kind(product, kind, by)
-    known = products.set_window_once(product, suggested, by)
-    return reader.read(data, name=name, how=How.of(known), settings=settings)
+    how = How.of(products.set_window_once(product, suggested, by))
+    return reader.read(data, name=name, how=how, settings=settings), how

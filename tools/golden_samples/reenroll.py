@@ -8,6 +8,8 @@ from refdiff.memory.golden_bank.bank_file import DamagedGolden
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.model.errors import InputError
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.framing.frames import place_golden
+from refdiff.tools.inspection.frame_vectors import golden_vectors
 from refdiff.tools.workspace import Workspace
 
 _GUESSED = "restored after its record was damaged: part group, scale and station are lost; is it a good part?"
@@ -50,8 +52,9 @@ def reenroll(
             wanted[golden.golden_id] = golden
     for done, golden in enumerate(wanted.values(), start=1):
         try:
-            features = workspace.golden_features(golden)
-            bank.add(golden, features.global_vec, features.patches, by)
+            if workspace.kind(golden.product) != "photo":
+                place_golden(workspace, golden)
+            bank.add(golden, *golden_vectors(workspace, golden), by)
             result.restored.append(golden)
         except InputError as e:
             result.refused.append(NotRestored(golden.golden_id, golden.filename, str(e)))

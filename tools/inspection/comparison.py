@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
+from refdiff.memory.golden_bank.similarity import ranked
 from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.frames import place_of
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.frame_vectors import golden_vectors, vectors_as_it_lies, vectors_in_frame
 from refdiff.tools.inspection.methods import Asked, method_of
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
@@ -43,7 +46,7 @@ def compare(
         hits = nearest_goldens(workspace, query, query_key, features, product, k, exclude_ids, clock)
     else:
         workspace.forget_poses(query_key)
-        hits = [similarity_to(workspace, features, g) for g in goldens]
+        hits = [similarity_to(workspace, query, query_key, features, g) for g in goldens]
     return compare_with(workspace, query, query_key, features, product, hits, clock, exclude_ids)
 
 
@@ -75,8 +78,15 @@ def compare_with(
     return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)
 
 
-def similarity_to(workspace: Workspace, features: Features, golden: Golden) -> GoldenHit:
-    """How similar a photo is to one given golden, by the bank's own yardstick."""
-    other = workspace.golden_features(golden)
-    similarity = float((features.patches @ other.patches.T).max(1).mean())
-    return GoldenHit(golden, similarity, float(features.global_vec @ other.global_vec))
+def similarity_to(
+    workspace: Workspace, query: RgbImage, query_key: str, features: Features, golden: Golden
+) -> GoldenHit:
+    """How similar a photo is to one given golden, by the bank's own yardstick. query_key: sha256 of the photo."""
+    own = features.global_vec, features.patches
+    if workspace.kind(golden.product) != "photo":
+        place = place_of(workspace, golden)
+        own = vectors_in_frame(workspace, query, query_key, place, golden.product) or vectors_as_it_lies(
+            workspace, query_key, golden.product
+        )
+    whole, patches = golden_vectors(workspace, golden)
+    return ranked([(golden, float(own[0] @ whole), patches)], own[1], 1)[0]

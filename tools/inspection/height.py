@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.model.defect_types import DIFFERENCE_TYPES, MeasuredType
 from refdiff.model.height.difference import HeightDifference, Sensor, compare, largest_patch, measure_place
 from refdiff.model.height.plane import height_of
@@ -27,6 +30,7 @@ _CELL_PX = 3.0  # as near as two places can be told apart: what is tolerated, an
 _LEVEL_PART = 0.25
 _CORE = 0.5  # of a place's height: what is measured of it
 _RESIDUAL_PX = 0.5  # where the registration cannot say what it left
+_FRAMED_BY = 64  # golden samples that say what all of them show
 _LEAST_HOLE_PX = 25  # a smaller hole asks nobody
 
 
@@ -45,6 +49,7 @@ def compare_height(
         there.append(on_query(values, one.alignment.matrix, one.size))
         reaches.append(coverage(one.alignment.matrix, values.shape, one.size))
     height = compare(query.values, there, reaches, removal=rules.remove, ignore=ignore)
+    height = replace(height, outside=_outside(query.values, references[0]))
     counted = height.covered if ignore is None else height.covered & ~ignore
     off = np.abs(height.signed[counted & np.isfinite(height.signed)])
     measured = max(1, int(np.isfinite(query.values).sum()))
@@ -62,6 +67,39 @@ def compare_height(
         level=float(np.quantile(off, _LEVEL_PART)) if off.size else 0.0,
         height=height,
     )
+
+
+def _outside(query: F32, nearest: RegisteredGolden) -> float:
+    """The part of what all golden samples of a frame show that lies outside of the query's picture; 0 without registration.
+
+    All of them: a corner of the table that some turned one shows is no part of the product.
+    """
+    values = nearest.workspace.golden_reading(nearest.golden).values
+    if values is None or not nearest.alignment.ok:
+        return 0.0
+    own, shown = place_of(nearest.workspace, nearest.golden), _rectangle(values.shape)
+    goldens = nearest.workspace.bank.list(nearest.golden.product, IN_USE)
+    for other in goldens[:: -(-len(goldens) // _FRAMED_BY)]:
+        place = place_of(nearest.workspace, other)
+        if place.anchor_id == own.anchor_id:
+            here = np.linalg.inv(matrix_of(own)) @ matrix_of(place)
+            theirs = cv2.perspectiveTransform(_rectangle(place.size)[None], here)[0]
+            shared = cv2.intersectConvexConvex(shown.astype(np.float32), theirs.astype(np.float32))[1]
+            shown = np.zeros((0, 2)) if shared is None else shared.reshape(-1, 2).astype(np.float64)
+            if len(shown) < 3:
+                return 0.0
+    size = values.shape[0], values.shape[1]
+    inside = np.zeros(size, np.uint8)
+    cv2.fillConvexPoly(inside, np.rint(shown - 0.5).astype(np.int32), 1)
+    counted = (inside > 0) & np.isfinite(values)
+    lies_in = coverage(np.asarray(np.linalg.inv(nearest.alignment.matrix), np.float64), query.shape, size)
+    return float((counted & ~lies_in).sum()) / max(1, int(counted.sum()))
+
+
+def _rectangle(size: tuple[int, ...]) -> NDArray[np.float64]:
+    """(4, 2) corners x, y of a picture of `size` (H, W, ...)."""
+    h, w = size[:2]
+    return np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float64)
 
 
 def measure_height(height: HeightDifference, region: Region, scale: ResolvedScale) -> Measurement:
@@ -137,12 +175,18 @@ def height_notes(query: Reading, comparison: Comparison, golden: Reading, rules:
         if rules.remove == "plane_and_scale":
             said += f"; heights of the golden sample are multiplied by {height.factor:.4f}"
         found.append(f"{said}; this is removed from all differences")
-    missing = _percent(height.missing, height)
-    if missing >= 0.1:
-        found.append(
-            f"{missing:.1f} % of what the golden samples show was not measured (holes); it counts neither as a defect nor "
-            "as good"
-        )
+    missing, beyond, outside = _percent(height.missing, height), _percent(height.beyond, height), 100 * height.outside
+    for percent, least, what in (
+        (
+            missing,
+            0.1,
+            "of what the golden samples show was not measured (holes); it counts neither as a defect nor as good",
+        ),
+        (beyond, 0.1, "as much as that was measured where the golden samples have no surface; it is not compared"),
+        (outside, 1.0, "of what the golden samples show lies outside of the picture; it was not inspected"),
+    ):
+        if percent >= least:
+            found.append(f"{percent:.1f} % {what}")
     return [*found, *query.notes]
 
 
@@ -173,6 +217,11 @@ def height_problems(query: Reading, comparison: Comparison, golden: Reading, rul
         found.append("heights were compared without registration")
     elif rules.remove != "none":
         offset, tilt = _moved(query, comparison, golden)
+        if rules.max_tilt_deg is not None and tilt is None:
+            found.append(
+                f"no scale says whether the part is tilted by more than {rules.max_tilt_deg:g}° (`depth: max_tilt_deg`); "
+                "state `scale_mm_per_px`, or leave the limit out"
+            )
         if rules.max_offset_mm is not None and abs(offset) > rules.max_offset_mm:
             found.append(
                 f"the part as a whole lies {offset:+.3g} mm against its golden sample, more than {rules.max_offset_mm:g} mm "
@@ -183,10 +232,19 @@ def height_problems(query: Reading, comparison: Comparison, golden: Reading, rul
                 f"the part is tilted by {tilt:.2g}° against its golden sample, more than {rules.max_tilt_deg:g}° (`depth: "
                 "max_tilt_deg`)"
             )
-    if (missing := _percent(height.missing, height)) > rules.max_missing_percent:
+    outside = 100 * height.outside
+    # of all that the golden samples show, inside and outside of the picture
+    missing = outside + (1 - height.outside) * _percent(height.missing, height)
+    if missing > rules.max_missing_percent:
+        where = f", {outside:.0f} % of it outside of the picture" if outside >= 1 else ""
         found.append(
-            f"{missing:.0f} % of what the golden samples show was not measured, more than {rules.max_missing_percent:g} % "
-            "(`depth: max_missing_percent`); measure the part again"
+            f"{missing:.0f} % of what the golden samples show was not measured{where}, more than "
+            f"{rules.max_missing_percent:g} % (`depth: max_missing_percent`); measure the part again"
+        )
+    if (beyond := _percent(height.beyond, height)) > rules.max_missing_percent:
+        found.append(
+            f"as much as {beyond:.0f} % of what the golden samples show was measured where they have no surface, more than "
+            f"{rules.max_missing_percent:g} % (`depth: max_missing_percent`); a person has to look"
         )
     for mask, what in (
         (height.missing, "was not measured, where the golden samples have a surface: a hole, or a place that reflects"),

@@ -112,24 +112,26 @@ class Planes:
 class Method:
     """How products of one kind are compared and measured."""
 
-    unit: str  # of the image score and the anomaly map; "" without
-    networks: bool  # networks compare: they can be fitted to a product, and another light changes the score
-    exposed: (
-        bool  # pictures are exposures: how they look as a whole, and what lies outside of the window, says something
-    )
-    flat: bool  # files are pictures, registered in the plane: a part can be mirrored
-    shapes: bool  # pictures show what is where: equal parts are counted, and edges and outlines compared
     # the golden samples as they lie on the photo, nearest first, and how the photo differs from them
     compare: Callable[[Asked], tuple[list[RegisteredGolden], Difference]]
     measure: Callable[[RgbImage, Comparison, Region, ResolvedScale], Measurement]
-    describe: Callable[[Comparison, str, Measurement, ResolvedScale], Described]  # str: sha256 of the photo
-    remarks: Callable[[Comparison, str], Remarks]
+    unit: str = ""  # of the image score and the anomaly map
+    networks: bool = False  # networks compare: they can be fitted to a product, and another light changes the score
+    # pictures are exposures: how they look as a whole, and what lies outside of the window, says something
+    exposed: bool = False
+    flat: bool = True  # files are pictures, registered in the plane: a part can be mirrored
+    # Pictures show what is where: equal parts are counted, and edges and outlines compared. Not of what is measured: an edge
+    # of warmth moves without any part moving, a part that is cold looks like one that is missing, and what has moved is
+    # measured in mm. The score is in that unit, to which a wrong count would add something else.
+    shapes: bool = False
+    describe: Callable[[Comparison, str, Measurement, ResolvedScale], Described] = lambda *_: Described()
+    remarks: Callable[[Comparison, str], Remarks] = lambda *_: Remarks()
     # JSON: what scores depend on of the specification, besides zones and the smallest defect
-    rules: Callable[[ProductSpec], dict[str, Any]]
+    rules: Callable[[ProductSpec], dict[str, Any]] = lambda _: {}
     # (n, 4) x, y, z and deviation, mm, of what can be turned in space; None for pictures
-    points: Callable[[Reading, Reading], F32 | None]
+    points: Callable[[Reading, Reading], F32 | None] = lambda *_: None
     # of photo and golden sample; None: they show themselves
-    planes: Callable[[Reading, Reading, KeptDifference], Planes | None]
+    planes: Callable[[Reading, Reading, KeptDifference], Planes | None] = lambda *_: None
 
 
 # ---- photos ----
@@ -303,58 +305,31 @@ def _scan_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Plane
 
 
 METHODS: Mapping[ProductKind, Method] = {
-    "photo": Method(
-        unit="",
-        networks=True,
-        exposed=True,
-        flat=True,
-        shapes=True,
-        compare=_compare_photo,
-        measure=_measure_photo,
-        describe=lambda comparison, query_key, measurement, scale: Described(),
-        remarks=lambda comparison, query_key: Remarks(),
-        rules=lambda spec: {},
-        points=lambda query, golden: None,
-        planes=lambda query, golden, kept: None,
-    ),
+    "photo": Method(_compare_photo, _measure_photo, networks=True, exposed=True, shapes=True),
     "thermal": Method(
+        _compare_heat,
+        _measure_heat,
         unit="K",
-        networks=False,
         exposed=True,
-        flat=True,
-        # An edge of warmth moves without any part moving, and a part that is cold looks like one that is missing. Both are
-        # said in kelvin, as is the score, to which a wrong count would add something else.
-        shapes=False,
-        compare=_compare_heat,
-        measure=_measure_heat,
         describe=_describe_heat,
         remarks=_heat_remarks,
         rules=lambda spec: (spec.thermal or ThermalRules()).model_dump(mode="json", include=SCORED),
-        points=lambda query, golden: None,
         planes=_heat_planes,
     ),
     "depth": Method(
+        _compare_height,
+        _measure_height,
         unit="mm",
-        networks=False,
-        exposed=False,
-        flat=True,
-        shapes=False,  # as for thermal pictures: what has moved is measured in mm
-        compare=_compare_height,
-        measure=_measure_height,
         describe=_describe_height,
         remarks=_height_remarks,
         rules=lambda spec: (spec.depth or DepthRules()).model_dump(mode="json", include=SCORED_DEPTH),
-        points=lambda query, golden: None,
         planes=_height_planes,
     ),
     "cloud": Method(
+        _compare_scan,
+        _measure_scan,
         unit="mm",
-        networks=False,
-        exposed=False,
         flat=False,
-        shapes=False,
-        compare=_compare_scan,
-        measure=_measure_scan,
         describe=_describe_scan,
         remarks=_scan_remarks,
         rules=lambda spec: (spec.cloud or CloudRules()).model_dump(mode="json", include=READ_CLOUD),

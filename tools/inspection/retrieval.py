@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
+from itertools import chain
 
 import numpy as np
 
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.model.difference.features import Features, resize_to
+from refdiff.model.errors import DamagedError
 from refdiff.model.images import RgbImage
-from refdiff.tools.framing.frames import place_of
+from refdiff.tools.framing.frames import likely_frames, place_of
 from refdiff.tools.framing.photos import alignment, frame_grid, warped
 from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.frame_vectors import vectors_as_it_lies, vectors_in_frame
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
+
+_FRAMES = 3  # of a product of measured values, that a file is registered to
 
 
 def nearest_goldens(
@@ -33,10 +39,12 @@ def nearest_goldens(
     goldens are taken if they are more similar and register; a part that lies upright costs nothing more.
     All are of the frame of the nearest. Where that has fewer, those of other frames that register fill up.
     features: of the photo as it is; the similarities are those of the photo as it was searched for. query_key: sha256 of
-    the photo. Raises UnknownProductError if there is no golden.
+    the photo. Raises UnknownProductError if there is no golden. Files of measured values: see `_nearest_measured`.
     """
     clock = clock or Clock()
     workspace.forget_poses(query_key)
+    if workspace.kind(product) != "photo":
+        return _nearest_measured(workspace, query, query_key, features, product, k, exclude_ids, clock)
 
     def search(features: Features, without: Collection[str] = exclude_ids) -> list[GoldenHit]:
         with clock.stage("retrieve"):
@@ -71,6 +79,38 @@ def nearest_goldens(
     elsewhere = {golden_id for golden_id, anchor in workspace.stores.frames.of(product).items() if anchor != frame}
     inside = search(features, {*exclude_ids, *elsewhere})
     return [*inside, *(h for h in outside if len(inside) < k and register(h).ok)][:k]
+
+
+def _nearest_measured(
+    workspace: Workspace,
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    product: str,
+    k: int,
+    exclude_ids: Collection[str],
+    clock: Clock,
+) -> list[GoldenHit]:
+    """The k nearest goldens by what was measured where: in each of the likely frames that the file registers to, the goldens
+    of the most similar first. Without any, as it lies."""
+    frames = workspace.stores.frames.of(product)
+    found: list[list[GoldenHit]] = []
+    for frame in likely_frames(workspace, product, features)[:_FRAMES]:
+        vectors = None
+        with clock.stage("align"), contextlib.suppress(DamagedError):
+            vectors = vectors_in_frame(workspace, query, query_key, frame, product)
+        if vectors is not None:
+            elsewhere = {golden_id for golden_id, anchor in frames.items() if anchor != frame.anchor_id}
+            with clock.stage("retrieve"):
+                found.append(workspace.bank.nearest(product, *vectors, k, exclude_ids={*exclude_ids, *elsewhere}))
+    found.sort(key=lambda hits: hits[0].similarity if hits else 0.0, reverse=True)
+    if hits := list(chain(*found))[:k]:
+        return hits
+    with clock.stage("retrieve"):
+        hits = workspace.bank.nearest(product, *vectors_as_it_lies(workspace, query_key, product), k, exclude_ids)
+    if not hits:
+        raise workspace.bank.no_goldens(product)
+    return hits
 
 
 def retrieve_reference(

@@ -94,7 +94,7 @@ def said_of_scan(
     mask = np.zeros(SIZE, bool)
     x0, y0, x1, y1 = measurement.box
     mask[y0:y1, x0:x1] = measurement.mask
-    place = measure_place(query.scan.cloud, found, mask, rules.accuracy_mm, query.scan.off_mm / np.sqrt(len(found.at)))
+    place = measure_place(query.scan.cloud, found, mask, rules.accuracy_mm, query.scan.off_mm)
     if place is None:
         return None, ()
     quantities = [
@@ -112,9 +112,10 @@ def said_of_scan(
         quantities.append(Quantity("volume_mm3", word, place.volume_mm3, "mm³", sure))
     for axis, value in zip("xyz", place.at, strict=True):
         quantities.append(Quantity(f"frame_{axis}_mm", f"{axis} in the golden samples' frame", value, "mm"))
-    usual = float(np.median(found.descriptor))
-    said = f"Unlikeness of the surface's shape (FPFH; median of the part {usual:.0f})"
-    quantities.append(Quantity("unlikeness", said, place.descriptor, ""))
+    if found.descriptor is not None and place.descriptor is not None:
+        usual = float(np.median(found.descriptor))
+        said = f"Unlikeness of the surface's shape (FPFH; median of the part {usual:.0f})"
+        quantities.append(Quantity("unlikeness", said, place.descriptor, ""))
     return ("extra_material" if place.extra else "missing_material"), tuple(quantities)
 
 
@@ -187,4 +188,4 @@ def _against(query: Reading, golden: Reading) -> CloudDifference:
     cloud, theirs = query.scan.cloud, _scan_of(golden)
     there = _on(cloud, theirs) if query.scan.placed else theirs
     half = query.mm_per_px * VIEW_PX / 2
-    return compare(cloud, [there], drawn_of(cloud, (-half, half)), [theirs])
+    return compare(cloud, [there], drawn_of(cloud, (-half, half)))

@@ -19,6 +19,8 @@ from refdiff.model.thermal.palettes import Palette
 from refdiff.tools.kinds.reading import How, Look, Reading, Window
 
 _FILLED_PX = 9  # holes up to this wide are filled in the picture, so registration does not follow them
+_TILT_KNOWN: tuple[Removal, ...] = ("plane", "plane_and_scale")
+_OFFSET_KNOWN: tuple[Removal, ...] = ("offset", *_TILT_KNOWN)
 _MARGIN = 0.25  # of the range of the first golden sample, either side
 
 
@@ -47,6 +49,16 @@ class DepthRules(BaseModel):
     def _span(self) -> Self:
         if self.span_mm is not None and not self.span_mm[0] < self.span_mm[1]:
             raise ValueError("span_mm is [lowest, highest]")
+        return self
+
+    @model_validator(mode="after")
+    def _checkable(self) -> Self:
+        for name, needed in (("max_offset_mm", _OFFSET_KNOWN), ("max_tilt_deg", _TILT_KNOWN)):
+            if getattr(self, name) is not None and self.remove not in needed:
+                raise ValueError(
+                    f"{name} is about what is removed of the part as a whole, and `remove: {self.remove}` removes no such "
+                    f"thing; set `remove` to {' or '.join(needed)}, or leave {name} out (what differs is a deviation then)"
+                )
         return self
 
     @property

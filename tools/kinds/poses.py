@@ -14,7 +14,7 @@ from refdiff.model.errors import StorageError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.tools.kinds.reading import How, Pose
 
-_VERSION = 1  # raise when poses are found in another way
+_VERSION = 2  # raise when poses are found in another way
 _KEPT_BYTES = 32 << 20
 
 
