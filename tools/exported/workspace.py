@@ -36,11 +36,11 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 # a device has little memory; what does not fit is read, drawn or decoded again
-_IMAGES_KEPT_BYTES = 24 << 20
-_VIEWS_KEPT_BYTES = 16 << 20
-_FEATURES_KEPT_BYTES = 28 << 20
-_SKETCHES_KEPT_BYTES = 48 << 20  # of the same: what takes longest to compute anew
-_PICTURES_KEPT_BYTES = 16 << 20
+_IMAGES_KEPT_BYTES = 8 << 20
+_VIEWS_KEPT_BYTES = 8 << 20
+_FEATURES_KEPT_BYTES = 16 << 20
+_SKETCHES_KEPT_BYTES = 24 << 20  # of the same: what takes longest to compute anew
+_PICTURES_KEPT_BYTES = 8 << 20
 _WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
 _OTHER_VERSION = (
     "{path}: was exported by RefDiff {theirs}, whose scores are computed in another way than those of {ours}, which is "
