@@ -129,6 +129,7 @@ class Device(AbstractContextManager["Device"]):
                 weights_sha256=software_fingerprint(self.workspace, canonical.network),
                 weights=weights_in_use(self.workspace, canonical.network),
                 export=self.digest,
+                number_format=self.manifest.number_format,
             ),
         )
 

@@ -232,6 +232,8 @@ class Software(_Model):
     weights: dict[str, str] = {}  # sha256 of each weight file; difference: "none" without a trained network
     # sha256 of the manifest of the export that a device decided by; only in reports of devices
     export: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    # that its networks compute in: float32 or int8; only in reports of devices
+    number_format: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Specification(_Model):

@@ -123,7 +123,8 @@ def _verify(given: argparse.Namespace) -> int:
         if export.is_signed:
             signature = "signature right" if export.signed else "signature not checked (no key is set)"
         parts = len(export.manifest.parts)
-        print(f"{given.export}: product {export.manifest.product}, {parts} parts as exported, {signature}")
+        print(f"{given.export}: product {export.manifest.product}, {parts} parts as exported, "
+              f"{export.manifest.number_format}, {signature}")  # fmt: skip
         print(f"export {export.digest} of {export.manifest.created_at}")
     return 0
 

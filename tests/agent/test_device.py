@@ -13,11 +13,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from edge_parity import ABSENT, Parity, device_reports, installation_reports, on_device, opened, parity
 from safetensors.numpy import load
 
+from refdiff.agent.device import int8
 from refdiff.agent.device.device import Device
+from refdiff.agent.device.int8 import export_int8
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
@@ -29,7 +32,7 @@ from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.export import export_product
 from refdiff.tools.exported.signing import ExportSettings, Keys
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.calibration import calibrate
+from refdiff.tools.inspection.calibration import calibrate, measured_again
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -165,6 +168,7 @@ def test_report_differs_from_the_installations_only_in_what_no_tool_was_asked_fo
     device = theirs.model_dump(mode="json")
     with Export(turned.exports["openvino"], parts=False) as export:
         assert device["software"].pop("export") == export.digest
+    assert device["software"].pop("number_format") == "float32"
     assert {k: v for k, v in device.items() if k not in own} == {k: v for k, v in ours.items() if k not in own}
     cited = {"evidence", "confidence", "reasoning", "expected", "moved"}
     for one, other in zip(device["findings"], ours["findings"], strict=True):
@@ -347,6 +351,55 @@ def test_export_of_a_bfloat16_installation_is_calibrated_as_devices_compute(
     found = device_reports(path, turned.photos, "--threads", "1")
     _assert_same(parity(turned.reports, found))
     assert [r.verdict for r in found] == [r.verdict for r in ours]
+
+
+@pytest.mark.parametrize("graphs", ["openvino", pytest.param("onnx", marks=pytest.mark.long)])
+def test_export_in_int8_is_calibrated_by_its_networks_and_finds_as_much(turned: Made, graphs: GraphFormat) -> None:
+    path = turned.root / f"{graphs}-int8.refdiff"
+    with opened(turned.root) as workspace:
+        made, beside = export_int8(workspace, "part", path, graphs=graphs, keys=KEY)
+    assert (made.manifest.number_format, made.manifest.graphs) == ("int8", graphs)
+    assert beside.good == 22
+    assert beside.interval[0] <= beside.gained <= beside.interval[1]
+    assert beside.mb[1] < 0.5 * beside.mb[0]
+    with Export(turned.exports[graphs]) as exact, Export(path, KEY) as export:
+        assert export.manifest.parts.keys() == exact.manifest.parts.keys()
+        one, other = (e.json("product.json")["calibration"] for e in (exact, export))
+        assert other["key"] == one["key"]
+        assert np.abs(np.subtract(other["scores"], one["scores"])).max() > 1e-4 < made.rounding
+    with Device.open(path, KEY, threads=1) as device:
+        again = measured_again(device.workspace, "part", device.workspace.content.calibration)
+        kept = device.workspace.content.calibration
+        assert again.scores == pytest.approx(kept.scores, abs=1e-6), "the device computes what it is calibrated by"
+    reports = device_reports(path, turned.photos, "--threads", "1")
+    assert {r.software.number_format for r in reports} == {"int8"}
+    failed = [p for p, r in zip(turned.photos, turned.reports, strict=True) if r.verdict == "FAIL"]
+    found = [r.part_id for r in reports if r.verdict != "PASS"]
+    assert failed
+    assert {p.stem for p in failed} <= {*found}
+    assert ", int8, " in on_device("verify", path).stdout
+
+
+def test_int8_that_finds_fewer_defects_is_refused_with_what_it_loses(
+    turned: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights of which nothing is left, networks see nothing."""
+
+    def blind(network: bytes, inputs: list, *, exact_start: bool = False) -> bytes:
+        model = onnx.load_from_string(network)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights)
+            if values.dtype == np.float32 and values.ndim > 1:
+                weights.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1e-6), weights.name))
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr(int8, "quantised", blind)
+    with (
+        opened(turned.root) as workspace,
+        pytest.raises(InputError, match=r"finds fewer defects than float32: .* AUROC 0\.\d+ instead of"),
+    ):
+        export_int8(workspace, "part", tmp_path / "part.refdiff")
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class Manifest(BaseModel):
     created_at: str  # ISO 8601, UTC
     created_by: str
     calibration_key: str  # what scores depend on; see `calibration.calibration_key`
-    number_format: str = "float32"  # that a device computes and is calibrated in
+    number_format: str = "float32"  # that a device computes and is calibrated in: float32, or int8
     installation_number_format: str = "float32"  # that the installation which wrote it computes in
     parts: dict[str, Part]
 

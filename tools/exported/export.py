@@ -43,7 +43,7 @@ DEVICES_COMPUTE_IN = "float32"
 class Exported:
     """What was written. digest: names the export, see `Export`. golden_samples: those in use.
 
-    rounding: where this installation does not compute in float32, as devices do, by how much the score of a golden sample
+    rounding: where this installation does not compute as the device does, by how much the score of a golden sample
     differs at most between both; else 0.
     """
 
@@ -95,7 +95,7 @@ def export_product(
     kept, rounding = calibration, 0.0
     if here != DEVICES_COMPUTE_IN:  # a score is only comparable with those that were rounded as it is
         calibration = measured_again(workspace.in_float32(), product, kept, progress)
-        rounding = _largest_difference(kept, calibration)
+        rounding = largest_difference(kept, calibration)
     networks = workspace.fitted(product)
     place_goldens(workspace, product, progress)
     goldens = workspace.bank.list(product)
@@ -123,7 +123,7 @@ def export_product(
     )
     parts = {CONTENT: content.encode(), VECTORS: _vectors(workspace, in_use)}
     parts |= _photos(workspace, product, in_use)
-    parts |= _features(workspace, product, in_use, progress)
+    parts |= golden_features(workspace, product, in_use, progress)
     parts |= _graphs(workspace, content, graphs)
     about = {
         "product": product,
@@ -140,7 +140,7 @@ def export_product(
     return Exported(path, manifest, digest, len(in_use), len(parts), keys.signs, rounding)
 
 
-def _largest_difference(one: Calibration, other: Calibration) -> float:
+def largest_difference(one: Calibration, other: Calibration) -> float:
     """Of the scores of the golden samples that both have; by order of size where an earlier version kept no names."""
     theirs = dict(zip(other.golden_ids, other.scores, strict=True))
     if one.golden_ids:
@@ -181,7 +181,7 @@ def _photos(workspace: Workspace, product: str, in_use: Iterable[Golden]) -> dic
     return found
 
 
-def _features(workspace: Workspace, product: str, in_use: list[Golden], progress: Progress) -> dict[str, bytes]:
+def golden_features(workspace: Workspace, product: str, in_use: list[Golden], progress: Progress) -> dict[str, bytes]:
     """Features of the golden samples, as photos are compared with them."""
     kept: dict[str, Features] = {}
     watched = copy.copy(workspace)

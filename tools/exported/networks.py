@@ -37,9 +37,8 @@ def open_network(export: Export, name: str, threads: int | None) -> Run:
     return open_session(export.manifest.graphs, files, f"{export.path}: {start}", threads)
 
 
-def exported_encoder(export: Export, about: Mapping[str, Any], working_px: int, threads: int | None) -> Encoding:
-    """about: digest and channels of the encoder."""
-    run = open_network(export, "encoder", threads)
+def exported_encoder(run: Run, about: Mapping[str, Any], working_px: int) -> Encoding:
+    """run: the network. about: digest and channels of the encoder."""
     channels = dict(sorted((int(s), int(c)) for s, c in about["channels"].items()))  # in the order of the results
 
     def maps(pixels: NDArray[np.uint8]) -> dict[int, Array]:

@@ -23,6 +23,7 @@ from refdiff.memory.rows.products import Product
 from refdiff.model.difference.comparing import Comparing, Network
 from refdiff.model.difference.feature_maps import Sketch
 from refdiff.model.difference.features import Features
+from refdiff.model.difference.sessions import Run
 from refdiff.model.errors import DamagedError, InputError, UnknownProductError, UnknownRecordError, no_goldens
 from refdiff.model.settings import ModelSettings, software_version
 from refdiff.tools.caches.feature_cache import PictureCache, rounded, unpack_features
@@ -35,11 +36,11 @@ from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
 # a device has little memory; what does not fit is read, drawn or decoded again
-_IMAGES_KEPT_BYTES = 24 << 20
-_VIEWS_KEPT_BYTES = 16 << 20
-_FEATURES_KEPT_BYTES = 28 << 20
-_SKETCHES_KEPT_BYTES = 48 << 20  # of the same: what takes longest to compute anew
-_PICTURES_KEPT_BYTES = 16 << 20
+_IMAGES_KEPT_BYTES = 8 << 20
+_VIEWS_KEPT_BYTES = 8 << 20
+_FEATURES_KEPT_BYTES = 16 << 20
+_SKETCHES_KEPT_BYTES = 24 << 20  # of the same: what takes longest to compute anew
+_PICTURES_KEPT_BYTES = 8 << 20
 _WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
 _OTHER_VERSION = (
     "{path}: was exported by RefDiff {theirs}, whose scores are computed in another way than those of {ours}, which is "
@@ -264,10 +265,10 @@ class ExportedWorkspace(Workspace):
         self._images = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
         self._views = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
         self._warped = LRUCache(_WARPED_KEPT_BYTES, self._warped.getsizeof)
-        self.__dict__["encoder"] = exported_encoder(export, content.encoder, model.working_px, threads)
+        self.__dict__["encoder"] = exported_encoder(self.network_run("encoder"), content.encoder, model.working_px)
         self.__dict__["features"] = ExportedFeatures(export)
         self.__dict__["pictures"] = PictureCache(Path(), "", 0, kept=_PICTURES_KEPT_BYTES)
-        self._shared = ExportedNetwork(open_network(export, "difference", threads), content.difference)
+        self._shared = ExportedNetwork(self.network_run("difference"), content.difference)
 
     @classmethod
     def of_file(cls, path: Path, keys: Keys = NO_KEYS, threads: int | None = None) -> Self:
@@ -300,4 +301,8 @@ class ExportedWorkspace(Workspace):
     def load_networks(self, networks: ProductNetworks) -> Sequence[Network]:
         """Networks that were fitted to the product, as exported."""
         count = range(len(networks.trained_on))
-        return [ExportedNetwork(open_network(self.export, f"fitted-{i}", self.threads), networks.sha256) for i in count]
+        return [ExportedNetwork(self.network_run(f"fitted-{i}"), networks.sha256) for i in count]
+
+    def network_run(self, name: str) -> Run:
+        """A network of the export, ready to run. Raises DamagedError, InputError."""
+        return open_network(self.export, name, self.threads)

@@ -216,33 +216,39 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("count", "killed_after"), [(12, (1, 4)), pytest.param(500, (150, 300), marks=pytest.mark.long)]
+)
 def test_watch_survives_kills_and_an_outage_and_files_each_part_once(
-    server: Running, export: Path, tmp_path: Path
+    server: Running, export: Path, tmp_path: Path, count: int, killed_after: tuple[int, ...]
 ) -> None:
-    names = _photos(server, tmp_path / "line", 12)
-    out, key = tmp_path / "out", server.key("inspector", "device 1")["Authorization"].removeprefix("Bearer ")
+    line, out = tmp_path / f"line{count}", tmp_path / "out"
+    names, began = _photos(server, line, count), time.monotonic()
+    key = server.key("inspector", f"device {count}")["Authorization"].removeprefix("Bearer ")
     away = f"http://127.0.0.1:{_free_port()}"
-    for killed_after in (1, 4):  # reports; the server is away
-        running = _start(export, tmp_path / "line", out, away, key)
-        deadline = time.monotonic() + 60
-        while len(list((out / "reports").glob("*.json"))) < killed_after:
+    for reports in killed_after:  # while the server is away
+        running = _start(export, line, out, away, key)
+        deadline = time.monotonic() + 60 + 3 * reports
+        while len(list((out / "reports").glob("*.json"))) < reports:
             assert time.monotonic() < deadline
             assert running.poll() is None, running.communicate()
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
         running.communicate()
-    assert list((out / "outbox").iterdir())
-    running = _start(export, tmp_path / "line", out, server.url, key, "--once", "--drain-s", "60")
-    said, errors = running.communicate(timeout=120)
+    waiting = len(list((out / "outbox").iterdir()))
+    assert waiting >= killed_after[-1], "what was inspected waits for the server"
+    running = _start(export, line, out, server.url, key, "--once", "--drain-s", "120")
+    said, errors = running.communicate(timeout=120 + 3 * count)
     assert running.returncode == 0, errors
     assert json.loads(said)["waiting"] == json.loads(said)["refused"] == 0, errors
     here = {json.loads(p.read_text())["part_id"]: p.stem for p in (out / "reports").glob("*.json")}
     assert sorted(here) == names
     assert len(list((out / "reports").iterdir())) == len(names)
-    filed = [r for r in server.service.stores.inspections.list(limit=1000) if r.part_id.startswith("line-")]
+    filed = [r for r in server.service.stores.inspections.list(limit=1000) if r.part_id.startswith(f"{line.name}-")]
     assert {r.part_id: r.inspection_id for r in filed} == here
     assert len(filed) == len(names)
-    assert sorted(p.stem for p in (tmp_path / "line" / "done").iterdir()) == names
+    assert sorted(p.stem for p in (line / "done").iterdir()) == names
+    print(f"{count} photos, killed at {killed_after}, {waiting} waited, {time.monotonic() - began:.0f} s")
 
 
 def test_watch_quarantines_what_is_no_image_and_keeps_what_the_server_refuses(
