@@ -150,11 +150,11 @@ class IdentityProvider:
         """Where the provider ends its own session; None if it does not say, or does not answer."""
         try:
             endpoint = (self._told or self.told()).metadata.get("end_session_endpoint")
-        except Refused:
-            return None
-        if not isinstance(endpoint, str) or not is_secure(endpoint):
-            return None
-        return str(httpx2.URL(endpoint).copy_merge_params({"client_id": self._client_id}))
+            if isinstance(endpoint, str) and is_secure(endpoint):
+                return str(httpx2.URL(endpoint).copy_merge_params({"client_id": self._client_id}))
+        except (Refused, httpx2.InvalidURL) as e:
+            log.warning("the provider's own session goes on after a sign-out: %s", e)
+        return None
 
     def told(self, anew: bool = False) -> _Told:
         """What the provider says of itself. anew: ask it now. Raises Refused 503."""
