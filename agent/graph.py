@@ -86,7 +86,10 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Compile
 def _spanned(request: ToolCallRequest, run: Callable[[ToolCallRequest], ToolMessage | Command[Any]]) -> Any:
     known = request.tool is not None  # else the name is what a model wrote
     with telemetry.span(f"tool {request.tool_call['name']}" if known else "tool unknown"):
-        return run(request)
+        answer = run(request)
+        if isinstance(answer, ToolMessage) and answer.status == "error":  # of which kind, LangGraph does not tell
+            telemetry.mark_failed("_OTHER")
+        return answer
 
 
 def run_script(state: Mapping[str, Any], context: AgentContext) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from refdiff.agent import telemetry
 from refdiff.memory.artefacts import new_inspection_id
 from refdiff.memory.audit_chain import used_key
 from refdiff.memory.golden_bank.golden import IN_USE
@@ -46,6 +47,11 @@ class InspectionRequest:
         """The plain request for a part, without a caller's own words."""
         part_id = normalise_part_id(part_id)
         return cls(PLAIN_REQUEST.format(part=part_id), part_id)
+
+    @classmethod
+    def of_job(cls, request: Mapping[str, Any]) -> Self:
+        """The request that a job was accepted with. request: the job's, which may carry the context of a trace too."""
+        return cls(**{name: value for name, value in request.items() if name != telemetry.CARRIED})
 
 
 def prepare(

@@ -673,11 +673,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _inspect(self, job: Job) -> str:
         """Run by the queue, perhaps again after a crash: a filed inspection is not repeated."""
-        asked = dict(job.request)
-        parent, first = asked.pop(telemetry.CARRIED, None), job.attempts == 1
+        parent, first = job.request.get(telemetry.CARRIED), job.attempts == 1
         if not self._filed(job.inspection_id):
             with telemetry.continuing(parent, job.created_at, waited=first, apart=job.batch is not None):
-                return self._inspector.run(InspectionRequest(**asked)).verdict.value
+                return self._inspector.run(InspectionRequest.of_job(job.request)).verdict.value
         return self.report(job.inspection_id).verdict.value
 
     def _adopt(self) -> None:

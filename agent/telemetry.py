@@ -52,6 +52,14 @@ def note(**attributes: str | int | None) -> None:
         trace.get_current_span().set_attributes(_named(attributes))
 
 
+def mark_failed(kind: str) -> None:
+    """Say that what the span around is of has failed, where no exception leaves it. kind: its `error.type`."""
+    if _tracer is not None:
+        from opentelemetry import trace
+
+        _fail(trace.get_current_span(), kind)
+
+
 def carried() -> dict[str, str]:
     """What a job's request carries, so that the spans of whoever runs it hang under the one around; {} without one."""
     carrier: dict[str, str] = {}
@@ -104,11 +112,15 @@ def _recorded(name: str, attributes: dict[str, str | int | None]) -> Iterator[No
         try:
             yield
         except Exception as e:
-            from opentelemetry.trace import StatusCode
-
-            current.set_status(StatusCode.ERROR)
-            current.set_attribute("error.type", type(e).__qualname__)
+            _fail(current, type(e).__qualname__)
             raise
+
+
+def _fail(span: Any, kind: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_status(StatusCode.ERROR)
+    span.set_attribute("error.type", kind)
 
 
 def _named(attributes: dict[str, str | int | None]) -> dict[str, str | int]:

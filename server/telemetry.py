@@ -76,10 +76,10 @@ def _provided(service: str) -> Any:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     class Discreet(SpanProcessor):
-        """Keeps out what FastAPI notes of an address: the route is enough, and queries hold codes of sign-ins."""
+        """Keeps out what callers write and FastAPI notes: the route is enough, and queries hold codes of sign-ins."""
 
         def on_start(self, span: Span, parent_context: Any = None) -> None:
-            for name in ("url.path", "url.query"):
+            for name in ("url.path", "url.query", "server.address", "http.request.method_original"):
                 if name in (span.attributes or {}):
                     span.set_attribute(name, "REDACTED")
 

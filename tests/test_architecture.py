@@ -28,7 +28,7 @@ ORDER = {
     "memory": "upkeep audit_export stores audit_store journals records golden_bank changes schema audit_chain "
     "audit_head database artefacts photos locks rows kinds settings timestamps",
     "agent": "service device people evaluation recording inspector graph nodes language filing verdict context "
-    "drivers checkpoints work report telemetry events prompts request settings state",
+    "drivers checkpoints work report events prompts request telemetry settings state",
     "server": "cli device web chat mcp watch telemetry model_server vllm_plugin progress base64_images extras sockets "
     "signals env_files settings logs",
 }

@@ -157,13 +157,7 @@ class KeyStore:
             row = t.get(conn, t.keys, key_id=key_id)
             if row is None:
                 raise UnknownRecordError(f"no key {key_id!r}; `refdiff keys list` shows them")
-            known = as_key(row)
-            if known.revoked_at is not None:
-                return known
-            ended = replace(known, revoked_at=utc_now())
-            conn.execute(update(t.keys).where(_K.key_id == key_id).values(revoked_at=ended.revoked_at))
-            record_change(conn, KEY, key_id, by, key_state(known), key_state(ended))
-        return ended
+            return end_key(conn, as_key(row), by)
 
 
 def key_state(key: ApiKey) -> State:
@@ -190,6 +184,16 @@ def insert_key(
     conn.execute(insert(t.keys), vars(key) | {"sha256": _digest(text), "operator": operator})
     record_change(conn, KEY, key.key_id, created_by if kind == KEYS else name, None, key_state(key))
     return key, text
+
+
+def end_key(conn: Connection, key: ApiKey, by: str) -> ApiKey:
+    """Revoke a key or a sign-in with its audit record, in the caller's `changing`; one that was revoked stays as it is."""
+    if key.revoked_at is not None:
+        return key
+    ended = replace(key, revoked_at=utc_now())
+    conn.execute(update(t.keys).where(_K.key_id == key.key_id).values(revoked_at=ended.revoked_at))
+    record_change(conn, KEY, key.key_id, by, key_state(key), key_state(ended))
+    return ended
 
 
 def valid_key(db: Database, text: str, kind: tuple[str, str]) -> ApiKey | None:

@@ -217,7 +217,7 @@ def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectR
         if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
             report = inspector.resume(inspection_id)
         else:  # it ended before its first checkpoint
-            report = inspector.run(InspectionRequest(**job.request))
+            report = inspector.run(InspectionRequest.of_job(job.request))
     except BaseException:
         if failed is not None:
             jobs.finish(inspection_id, failed)

@@ -65,7 +65,8 @@ class Access:
         self.keys, self.user, self.sign_in, self.people = keys, user, sign_in, people
         self.open = loopback and without_keys
         self._loopback = loopback
-        self._hosts = frozenset(h.lower() for h in hosts)
+        public = urlsplit(people.public_url).hostname if people and people.public_url else None
+        self._hosts = frozenset(h.lower() for h in (*hosts, *([public] if public else ())))
         self._wrong = MovingWindowRateLimiter(MemoryStorage())
 
     def identify(self, headers: Headers, client: str, key: str | None, port: int = 0) -> Caller:

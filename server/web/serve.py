@@ -26,7 +26,7 @@ from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.connections import LoopErrors, PatientProtocol, most_connections, patient
 from refdiff.server.web.doorkeeper import POSSIBLE, Doorkeeper
-from refdiff.server.web.identity_provider import IdentityProvider
+from refdiff.server.web.identity_provider import IdentityProvider, is_secure
 from refdiff.server.web.json_logs import log_json
 from refdiff.server.web.middleware import REQUESTS
 from refdiff.server.web.routes.health import health_of
@@ -99,7 +99,14 @@ def people_sign_in(settings: Settings, host: str, sign_ins: SignInStore) -> Peop
             "setting REFDIFF_PUBLIC_URL is missing: with REFDIFF_OIDC_ISSUER, give the address at which browsers reach this "
             "server (https://qa.example.com), to which the provider sends them back"
         )
-    return PeopleSignIn(IdentityProvider(server), sign_ins, public_url, timedelta(hours=server.oidc_session_h))
+    if public_url is not None and not is_secure(public_url):
+        raise ConfigurationError(
+            f"setting REFDIFF_PUBLIC_URL={public_url}: with REFDIFF_OIDC_ISSUER the address must begin with https://, as "
+            "everybody on the way could otherwise take over who signs in"
+        )
+    return PeopleSignIn(
+        IdentityProvider(server), sign_ins, public_url, timedelta(hours=server.oidc_session_h), (server.user,)
+    )
 
 
 def access_to(

@@ -6,7 +6,8 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from refdiff.memory.records.api_keys import ApiKey
@@ -60,10 +61,15 @@ class PeopleSignIn:
     """
 
     def __init__(
-        self, provider: IdentityProvider, sign_ins: SignInStore, public_url: str | None, lasts: timedelta
+        self,
+        provider: IdentityProvider,
+        sign_ins: SignInStore,
+        public_url: str | None,
+        lasts: timedelta,
+        not_named: Collection[str] = (),
     ) -> None:
-        """lasts: how long somebody stays signed in."""
-        self.provider, self._sign_ins, self._lasts = provider, sign_ins, lasts
+        """lasts: how long somebody stays signed in. not_named: see `SignInStore.begin`."""
+        self.provider, self._sign_ins, self._lasts, self._not_named = provider, sign_ins, lasts, not_named
         self.public_url = public_url.rstrip("/") if public_url else None
         self.secure = bool(self.public_url and self.public_url.startswith("https:"))
 
@@ -83,7 +89,22 @@ class PeopleSignIn:
         """The sign-in that a browser's cookies belong to, if it is valid."""
         return self._sign_ins.check(cookies.get(self.cookie(port), ""))
 
+    def begin(self, redirect_uri: str, cookie: str) -> tuple[str, Pending]:
+        """See `IdentityProvider.begin`. cookie: the value that the browser has now; "" without one."""
+        url, pending = self.provider.begin(redirect_uri)
+        return url, replace(pending, replaces=cookie if self._sign_ins.check(cookie) is not None else "")
+
     def finish(self, pending: Pending | None, answer: Mapping[str, str], redirect_uri: str) -> str:
-        """The value of the cookie for the person that the provider names. Raises Refused, InputError."""
+        """The value of the cookie for the person that the provider names.
+
+        Raises InputError; Refused as `IdentityProvider.finish`, and 403 for a person without a role: the sign-ins
+        that there are end.
+        """
         person = self.provider.finish(pending, answer, redirect_uri)
-        return self._sign_ins.begin(person.who, person.names, person.role, self._lasts)[1]
+        if person.role is None:
+            self._sign_ins.end_all(person.who)
+            raise self.provider.without_role(person)
+        return self._sign_ins.begin(
+            person.who, person.names, person.role, self._lasts,
+            instead_of=pending.replaces if pending else "", not_named=self._not_named,
+        )[1]  # fmt: skip

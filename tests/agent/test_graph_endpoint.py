@@ -188,6 +188,11 @@ def test_spans_of_a_model_s_run_hang_under_its_inspection_and_hold_none_of_its_w
     names = [s.name for s in below]
     assert names.count("step agent") == len(report.tool_trace)
     assert [n for n in names if n.startswith("tool ")] == [f"tool {t.tool}" for t in report.tool_trace]
+    for s in below:
+        failed = s.name == "tool unknown"
+        assert (s.status.status_code.name, dict(s.attributes or {}).get("error.type")) == (
+            ("ERROR", "_OTHER") if failed else ("UNSET", None)
+        ), s.name
     assert "tool unknown" in names
     assert {"step verify", "step read", "step decide", "filing"} <= set(names)
     assert dict(inspection.attributes or {}) == {

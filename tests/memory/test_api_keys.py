@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from refdiff.memory.kinds import Role
 from refdiff.memory.records import api_keys
-from refdiff.memory.records.api_keys import KeyStore
+from refdiff.memory.records.api_keys import ApiKey, KeyStore
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import InputError, UnknownRecordError
@@ -111,8 +112,8 @@ def test_sign_in_is_a_record_with_an_end_and_its_person_keeps_one_name(
     begun, text = sign_ins.begin("https://x 1", ("Ann\n", "", "ann", "1"), "inspector", DAY)
     assert (begun.name, begun.role, begun.created_by) == ("Ann (ann)", "inspector", "https://x 1")
     assert (sign_ins.check(text), keys.check(text), sign_ins.check("rds_x_y")) == (begun, None, None)
-    again, _ = sign_ins.begin("https://x 1", ("Berta",), "admin", DAY)
-    assert (again.name, again.role, again.key_id != begun.key_id) == ("Ann (ann)", "admin", True)
+    again, _ = sign_ins.begin("https://x 1", ("Berta",), "inspector", DAY)
+    assert (again.name, again.role, again.key_id != begun.key_id) == ("Ann (ann)", "inspector", True)
     other, _ = sign_ins.begin("https://y 1", ("Ann", "ann", "1"), "viewer", DAY)  # another provider's
     assert other.name == "Ann (1)"
     with pytest.raises(InputError, match="rename the key, or the account"):
@@ -129,3 +130,40 @@ def test_sign_in_is_a_record_with_an_end_and_its_person_keeps_one_name(
     changes = stores.audit.changes("key")
     assert [c.by for c in changes] == ["bob", "Ann (ann)", "Ann (ann)", "Ann (1)", "Ann (ann)"]
     assert stores.audit.verify_store().problems == []
+
+
+def test_sign_ins_of_a_person_have_one_role_and_are_ten_at_most(stores: Stores) -> None:
+    sign_ins = stores.sign_ins
+
+    def begin(who: str, role: Role, **more: str) -> tuple[ApiKey, str]:
+        return sign_ins.begin(who, (f"Name of {who}",), role, DAY, **more)
+
+    other = begin("https://x 2", "admin")
+    first, second = begin("https://x 1", "admin"), begin("https://x 1", "admin")
+    assert sign_ins.list() == [other[0], first[0], second[0]]
+    lower = begin("https://x 1", "viewer")
+    assert (sign_ins.list(), sign_ins.check(first[1])) == ([other[0], lower[0]], None)
+    here = begin("https://x 1", "viewer", instead_of=lower[1])
+    assert sign_ins.list() == [other[0], here[0]]
+    taken_over = begin("https://x 1", "viewer", instead_of=other[1])  # the browser's, whoever it was
+    assert sign_ins.list() == [here[0], taken_over[0]]
+    more = [begin("https://x 1", "viewer")[0] for _ in range(9)]
+    assert sign_ins.list() == [taken_over[0], *more]
+    other = begin("https://x 2", "admin")
+    sign_ins.end_all("https://x 1")
+    assert sign_ins.list() == [other[0]]
+    ended = [c for c in stores.audit.changes("key") if "revoked_at" in c.facts["change"]]
+    assert len({c.facts["subject"] for c in ended}) >= 15
+    assert stores.audit.verify_store().problems == []
+
+
+def test_person_gets_no_name_that_reports_have_for_another(
+    stores: Stores, keys: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked, _ = keys.add("Rita", "viewer", "bob")
+    keys.revoke(revoked.key_id)
+    keys.add("Ed", "viewer", "bob", DAY)
+    later(monkeypatch, 2 * DAY)
+    for number, name in enumerate(("rita", "ED", "refdiff", "Unknown", "Ann")):
+        begun, _ = stores.sign_ins.begin(f"https://x {number}", (name, str(number)), "viewer", DAY, not_named=("ann",))
+        assert begun.name == f"{name} ({number})"

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from refdiff.agent import telemetry
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import Verdict
 from refdiff.agent.request import InspectionRequest
@@ -354,7 +355,7 @@ def test_failed_job_whose_inspection_is_filed_later_is_done(
         m.setattr(Inspector, "run", lambda *_: 1 / 0)
         job = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png"))
         assert service.wait(job.inspection_id, 60).state == "failed"
-    service.run_exclusive(lambda: service._inspector.run(InspectionRequest(**job.request)))
+    service.run_exclusive(lambda: service._inspector.run(InspectionRequest.of_job(job.request)))
     found = service.inspection(job.inspection_id)
     assert (found.state, found.error) == ("done", None)
     assert found.report
@@ -777,13 +778,16 @@ def test_resume_command_finishes_the_others_where_one_fails_again(
     with journal(MemorySettings().home, "insp-2") as jobs:
         broken = InspectionRequest("x", "nobody", "board", "t", "insp-1")
         jobs.add("insp-1", asdict(broken), None, 9)
-        for inspection_id in ("insp-1", "insp-2"):
+        traced = InspectionRequest("x", "1", "board", "t", "insp-3")
+        jobs.add("insp-3", asdict(traced) | {telemetry.CARRIED: f"00-{'a' * 32}-{'b' * 16}-01"}, None, 9)
+        for inspection_id in ("insp-1", "insp-2", "insp-3"):
             jobs.finish(inspection_id, {"type": "ValueError", "message": "a bug", "exit_code": 70})
         assert cli.run(["inspections", "resume"]) == 65
         said = capsys.readouterr()
         assert "insp-2: part 1, PASS" in said.out
+        assert "insp-3: part 1, PASS" in said.out
         assert "insp-1: no capture of part nobody" in said.err
-        assert [jobs.get(i).state for i in ("insp-1", "insp-2")] == ["failed", "done"]
+        assert [jobs.get(i).state for i in ("insp-1", "insp-2", "insp-3")] == ["failed", "done", "done"]
 
 
 def test_cancel_and_resume_commands_end_and_revive_a_waiting_job(

@@ -204,12 +204,17 @@ def test_sign_in_at_a_server_by_its_environment_is_traced_without_code_and_state
         with server("--no-inspections") as told, httpx2.Client(base_url=told["address"], timeout=90) as client:
             back = httpx2.URL(authorized(client.get("/oidc/login").headers["location"], "u-1"))
             assert client.get(back).status_code == 303
+            odd = {"Host": "host-that-a-caller-wrote.example", "Authorization": "Bearer x"}
+            assert client.request("METHODACALLERWROTE", "/v1/me", headers=odd).status_code >= 400
             assert client.get("/v1/me").json() == {"name": "Berta Secretive", "role": "inspector", "needs_key": True}
             cookies = list(client.cookies.values())
         document = said(capsys, "doctor")[1]
         assert [c["status"] for c in document["checks"] if c["name"] == "sign-in"] == ["ok"]
     [callback] = collector.named("GET /oidc/callback")
     assert (callback["http.route"], callback["http.response.status_code"]) == ("/oidc/callback", 303)
+    assert collector.raw.count(b"http.request.method_original") >= 1
+    for written in ("host-that-a-caller-wrote", "METHODACALLERWROTE"):
+        assert written.encode() not in collector.raw
     for secret in (back.params["code"], back.params["state"], "Secretive", "the client's secret", *cookies):
         assert secret.encode() not in collector.raw
 

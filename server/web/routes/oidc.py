@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache, partial
 from html import escape
 from typing import cast
@@ -19,6 +20,7 @@ from refdiff.server.web.identity_provider import Pending
 from refdiff.server.web.page.files import POLICY
 from refdiff.server.web.sign_in import PeopleSignIn
 
+log = logging.getLogger(__name__)
 router = APIRouter(include_in_schema=False)
 BACK_PATH = "/oidc/callback"
 _AT_PROVIDER_S = 600  # how long somebody may take there
@@ -35,41 +37,40 @@ _PAGE = """<!doctype html>
 async def login(request: Request) -> Response:
     """Send the browser to the provider."""
     try:
-        people = _people(request)
-        begin = partial(people.provider.begin, _redirect_uri(request, people))
+        people, port = _people(request), server_port(request)
+        begin = partial(people.begin, _redirect_uri(request, people), request.cookies.get(people.cookie(port), ""))
         url, pending = await run_sync(begin, limiter=_signing_in())
-    except Refused as e:
-        return _failed(e.status_code, str(e.detail))
+    except Exception as e:
+        return _failed(e)
     answer = RedirectResponse(url, 303)
     # lax: the provider's page leads back here, and a strict cookie would not come along
     answer.set_cookie(
-        people.pending_cookie(server_port(request)), str(pending), _AT_PROVIDER_S, httponly=True, samesite="lax",
-        secure=people.secure,
-    )  # fmt: skip
+        people.pending_cookie(port), str(pending), _AT_PROVIDER_S, httponly=True, samesite="lax", secure=people.secure
+    )
     return answer
 
 
 @router.get(BACK_PATH)
 async def callback(request: Request) -> Response:
     """Where the provider sends the browser back, once."""
+    answer: Response
     try:
-        people, port = _people(request), server_port(request)
-        pending = Pending.of(request.cookies.get(people.pending_cookie(port), ""))
-        finish = partial(people.finish, pending, dict(request.query_params), _redirect_uri(request, people))
-        cookie = await run_sync(finish, limiter=_signing_in())
+        people, port, query = _people(request), server_port(request), dict(request.query_params)
     except Refused as e:
-        answer = _failed(e.status_code, str(e.detail))
-    except RefDiffError as e:  # no name is left, or the database does not answer
-        answer = _failed(503, str(e))
+        return _failed(e)
+    pending = Pending.of(request.cookies.get(people.pending_cookie(port), ""))
+    try:
+        finish = partial(people.finish, pending, query, _redirect_uri(request, people))
+        cookie = await run_sync(finish, limiter=_signing_in())
+    except Exception as e:
+        answer = _failed(e)
     else:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             people.cookie(port), cookie, people.kept_s, httponly=True, samesite="strict", secure=people.secure
         )
-    if (found := _signs_in(request)) is not None:
-        answer.delete_cookie(
-            found.pending_cookie(server_port(request)), httponly=True, samesite="lax", secure=found.secure
-        )
+    if pending is not None and pending.is_meant_by(query):  # else it is of a later sign-in, in another tab
+        answer.delete_cookie(people.pending_cookie(port), httponly=True, samesite="lax", secure=people.secure)
     return answer
 
 
@@ -93,7 +94,14 @@ def _redirect_uri(request: Request, people: PeopleSignIn) -> str:
     return f"http://{request.headers['host']}{BACK_PATH}"
 
 
-def _failed(status: int, message: str) -> Response:
+def _failed(error: Exception) -> Response:
+    if isinstance(error, Refused):
+        status, message = error.status_code, str(error.detail)
+    elif isinstance(error, RefDiffError):  # no name is left, or the database does not answer
+        status, message = 503, str(error)
+    else:
+        log.error("sign-in failed", exc_info=error)
+        status, message = 500, "an internal error of this server, which its log tells of; try again, or use an API key"
     return HTMLResponse(_PAGE.format(message=escape(message)), status, {"Content-Security-Policy": POLICY})
 
 

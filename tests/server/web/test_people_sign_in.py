@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hmac
 import json
 import time
@@ -12,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import flask
 import httpx2
 import pytest
 from joserfc import jwt
@@ -25,6 +27,7 @@ from refdiff.model.errors import InputError
 from refdiff.server.cli.installation import check_sign_in
 from refdiff.server.settings import ConfigurationError, ServerSettings, load_settings
 from refdiff.server.sockets import check_open_to
+from refdiff.server.web import identity_provider
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
 from refdiff.server.web.errors import Refused
@@ -252,6 +255,8 @@ def test_answer_to_another_sign_in_is_refused(client: httpx2.Client, provider: P
     ours = authorized(client.get("/oidc/login").headers["location"], "u-1")
     kept = dict(client.cookies)
     assert client.get(ours.replace("state=", "state=x")).status_code == 400
+    assert dict(client.cookies) == kept  # it may be of another tab
+    assert client.get(f"{ours}&iss=https://evil.example").status_code == 400
     assert not client.cookies  # one try
     assert client.get(f"{ours}&iss=https://evil.example", headers=cookies(kept)).status_code == 400
     assert client.get(ours, headers=cookies(kept)).status_code == 303
@@ -315,6 +320,160 @@ def test_claims_are_asked_for_where_the_token_has_none(client: httpx2.Client, ly
     signed_in(client, "u-1")
     assert client.get("/v1/me").json()["role"] == "inspector"
     assert "/userinfo" in lying.asked
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [{"refdiff-admin": False}, True, 7, 0.5, ["refdiff-admin", None], [["refdiff-admin"]], "refdiff-admins", []],
+)
+def test_only_texts_and_lists_of_texts_name_roles(client: httpx2.Client, lying: Provider, roles: Any) -> None:
+    lying.answers = lambda c: c | {"roles": roles}
+    answer = signed_in(client, "u-1")
+    assert (answer.status_code, "has no role here" in answer.text) == (403, True)
+
+
+def test_one_text_names_a_role(client: httpx2.Client, lying: Provider) -> None:
+    lying.answers = lambda c: c | {"roles": "refdiff-viewer"}
+    assert signed_in(client, "u-1").status_code == 303
+    assert client.get("/v1/me").json()["role"] == "viewer"
+
+
+def test_role_that_was_changed_or_taken_away_counts_for_all_sign_ins(
+    server: Running, client: httpx2.Client, lying: Provider
+) -> None:
+    signed_in(client, "u-2")
+    with httpx2.Client(base_url=client.base_url, timeout=90) as other:
+        lying.answers = lambda c: c | {"roles": ["refdiff-viewer"]}
+        signed_in(other, "u-2")
+        assert (client.get("/v1/me").status_code, other.get("/v1/me").json()["role"]) == (401, "viewer")
+        lying.answers = lambda c: c | {"roles": []}
+        client.cookies.clear()
+        assert signed_in(client, "u-2").status_code == 403
+        assert other.get("/v1/me").status_code == 401
+    assert not [k for k in server.service.stores.sign_ins.list() if k.created_by.endswith(" u-2")]
+    assert server.service.stores.audit.verify_store().problems == []
+
+
+def test_sign_in_ends_the_one_that_the_browser_had(client: httpx2.Client) -> None:
+    signed_in(client, "u-1")
+    [(name, before)] = client.cookies.items()
+    sent = client.get("/oidc/login")
+    client.cookies.delete(name)  # strict: a browser that comes from another site does not send it
+    assert client.get(authorized(sent.headers["location"], "u-2")).status_code == 303
+    assert client.get("/v1/me").json()["name"].startswith("Ann SMITH")
+    client.cookies.clear()
+    assert client.get("/v1/me", headers=cookies({name: before})).status_code == 401
+
+
+def test_sign_out_reaches_the_provider_after_a_restart(server: Running, lying: Provider, client: httpx2.Client) -> None:
+    signed_in(client, "u-1")
+    [value] = client.cookies.values()
+    known = lying.app.view_functions["oidc-provider-mock.openid_config"]
+    lying.app.view_functions["oidc-provider-mock.openid_config"] = lambda: (
+        known().get_json() | {"end_session_endpoint": f"{lying.issuer}/oauth2/end_session?p=b2c"}
+    )
+    try:
+        with serving(server, settings_for(lying)) as other:
+            cookie = cookies({f"refdiff-person-{other.base_url.port}": value})
+            ended = other.post("/logout", headers=cookie)
+    finally:
+        lying.app.view_functions["oidc-provider-mock.openid_config"] = known
+    assert ended.json() == {"provider": f"{lying.issuer}/oauth2/end_session?p=b2c&client_id=refdiff"}
+    with Provider(PEOPLE).running() as gone:
+        settings = settings_for(gone)
+    assert IdentityProvider(settings).sign_out_url() is None
+
+
+@contextmanager
+def told_elsewhere(provider: Provider, answer: Callable[[], Any]) -> Iterator[None]:
+    """Instead of what the provider's userinfo says."""
+    known = provider.app.view_functions["oidc-provider-mock.userinfo"]
+    provider.app.view_functions["oidc-provider-mock.userinfo"] = answer
+    try:
+        yield
+    finally:
+        provider.app.view_functions["oidc-provider-mock.userinfo"] = known
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "[" * 100_000, "{"])
+def test_userinfo_that_fails_matters_where_the_role_is_missing(
+    client: httpx2.Client, lying: Provider, answer: str
+) -> None:
+    with told_elsewhere(lying, lambda: answer):
+        lying.answers = lambda c: {k: v for k, v in c.items() if k != "name"}
+        assert signed_in(client, "u-1").status_code == 303
+        assert client.get("/v1/me").status_code == 200
+        client.cookies.clear()
+        lying.answers = lambda c: {k: v for k, v in c.items() if k != "roles"}
+        failed = signed_in(client, "u-1")
+        assert (failed.status_code, "Sign-in failed" in failed.text) == (503, True)
+
+
+def test_claims_inside_others_are_taken_from_where_they_are(server: Running, lying: Provider) -> None:
+    settings = settings_for(lying, oidc_role_claim="realm_access.roles", oidc_name_claim="about.name")
+    lying.answers = lambda c: c | {"realm_access": {"verify": True}, "about": {"name": "Kay"}}
+    with (
+        told_elsewhere(lying, lambda: {"sub": "u-4", "realm_access": {"roles": ["refdiff-viewer"]}, "about": {}}),
+        serving(server, settings) as client,
+    ):
+        assert signed_in(client, "u-4").status_code == 303
+        assert client.get("/v1/me").json()["role"] == "viewer"
+    with (
+        told_elsewhere(lying, lambda: {"sub": "u-1", "realm_access": {"roles": ["refdiff-admin"]}}),
+        serving(server, settings) as client,
+    ):
+        assert signed_in(client, "u-4").status_code == 403  # somebody else's
+
+
+def test_error_that_nobody_expects_is_a_page_and_a_line_of_the_log(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr(IdentityProvider, "_checked", fail)
+    answer = signed_in(client, "u-1")
+    assert (answer.status_code, "Sign-in failed" in answer.text, "odd" in answer.text) == (500, True, False)
+    assert not client.cookies
+    assert "KeyError: 'odd'" in caplog.text
+
+
+def _dripping() -> Iterator[bytes]:
+    for _ in range(100):
+        time.sleep(0.1)
+        yield b" "
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda: flask.Response(_dripping()), "within 1 s"),
+        (lambda: flask.Response(b" " * 1_000_001), "does not answer"),
+        (lambda: flask.Response(gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"}), "does not answer"),
+        (lambda: {"keys": ["x"]}, "keys cannot be read"),
+        (lambda: {"keys": 7}, "keys cannot be read"),
+    ],
+)
+def test_answers_of_the_provider_have_a_limit_of_time_and_size(
+    lying: Provider, monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any], why: str
+) -> None:
+    monkeypatch.setattr(identity_provider, "_ANSWER_S", 1.0)
+    known = lying.app.view_functions["oidc-provider-mock.jwks"]
+    lying.app.view_functions["oidc-provider-mock.jwks"] = answer
+    began = time.monotonic()
+    try:
+        with pytest.raises(Refused) as error:
+            IdentityProvider(settings_for(lying)).told()
+    finally:
+        lying.app.view_functions["oidc-provider-mock.jwks"] = known
+    assert (error.value.status_code, why in error.value.detail) == (503, True), error.value.detail
+    assert time.monotonic() - began < 3
+
+
+def test_host_of_the_public_address_is_allowed_and_no_other(server: Running, provider: Provider) -> None:
+    with serving(server, settings_for(provider), "https://qa.example.com") as client:
+        for host, status in (("QA.example.com", 401), ("qa.example.com:443", 401), ("evil.example", 403), ("", 403)):
+            assert client.get("/v1/me", headers={"Host": host}).status_code == status, host
 
 
 def test_people_of_one_name_stay_apart_and_nobody_becomes_another(
@@ -411,6 +570,9 @@ def test_issuer_must_call_itself_as_it_is_set(provider: Provider) -> None:
     assert (error.value.status_code, "set REFDIFF_OIDC_ISSUER" in error.value.detail) == (503, True)
 
 
+GOOD = {"oidc_issuer": "https://login.example.com", "oidc_client_id": "r"}
+
+
 @pytest.mark.parametrize(
     ("given", "host", "named"),
     [
@@ -418,6 +580,9 @@ def test_issuer_must_call_itself_as_it_is_set(provider: Provider) -> None:
         ({"oidc_issuer": "login.example.com", "oidc_client_id": "r"}, "127.0.0.1", "https://"),
         ({"oidc_issuer": "https://login.example.com"}, "127.0.0.1", "REFDIFF_OIDC_CLIENT_ID"),
         ({"oidc_issuer": "https://login.example.com", "oidc_client_id": "r"}, "0.0.0.0", "REFDIFF_PUBLIC_URL"),
+        ({"oidc_issuer": "https://[::1", "oidc_client_id": "r"}, "127.0.0.1", "https://"),
+        (GOOD | {"public_url": "http://qa.example.com"}, "127.0.0.1", "REFDIFF_PUBLIC_URL=http://qa.example.com"),
+        (GOOD | {"public_url": "qa.example.com"}, "0.0.0.0", "REFDIFF_PUBLIC_URL=qa.example.com"),
         ({"oidc_roles": {"qa": "boss"}}, "127.0.0.1", "REFDIFF_OIDC_ROLES"),
         ({"oidc_scope": "profile"}, "127.0.0.1", "REFDIFF_OIDC_SCOPE"),
     ],
