@@ -46,6 +46,10 @@ def export(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _unchecked(_: str) -> None:
+    """A given file that is right."""
+
+
 def _digest(path: Path) -> str:
     with Export(path, parts=False) as export:
         return export.digest
@@ -204,7 +208,7 @@ def test_export_that_is_not_what_the_device_asks_for_is_not_kept(
     newer = _again(export, "unsigned")
     _publish(server, newer)
     kept, notes = KeptExports(tmp_path), list[str]()
-    kept.begin(given)
+    kept.begin(given, _unchecked)
     strict = _updates(server, kept, notes, Keys(b"a key of sixteen letters"))
     with pytest.raises(TamperedError, match=r"^export [0-9a-f]{12}: is not signed"):
         strict.ask()
@@ -233,12 +237,12 @@ def test_export_that_is_not_what_the_device_asks_for_is_not_kept(
 def test_device_that_dies_while_it_opens_an_export_does_not_open_it_for_ever(export: Path, tmp_path: Path) -> None:
     given, newer = Path(shutil.copy(export, tmp_path / "given.refdiff")), _again(export, "deadly")
     kept = KeptExports(tmp_path)
-    kept.begin(given)
+    kept.begin(given, _unchecked)
     shutil.copy(newer, kept.path(_digest(newer)))
     kept.offer(_digest(newer))
     for _ in range(2):  # killed each time
         kept = KeptExports(tmp_path)
-        kept.begin(given)
+        kept.begin(given, _unchecked)
         assert kept.trying() == _digest(newer)
     notes: list[str] = []
     with _in_use(tmp_path, given, notes) as (kept, using):
