@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -354,6 +355,37 @@ def test_rollback_while_an_export_is_tried_out_counts(
             using.device()
         assert using.device().digest == _digest(export)
         assert {digest, _digest(third)} < set(kept.known())
+
+
+class _Unplugged(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_opening_an_export_tells_damage_from_what_the_machine_lacks(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unplugged = _Unplugged(export.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: unplugged)
+        with pytest.raises(StorageError, match="Input/output error"):
+            Export(export)
+    with monkeypatch.context() as patch:
+        patch.setattr("refdiff.model.difference.sessions.find_spec", lambda _: None)
+        with pytest.raises(UnavailableError, match="pip install openvino"):
+            Device.open(export, NO_KEYS, 1)
+
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("refdiff.model.difference.sessions._openvino", short)
+        with pytest.raises(UnavailableError, match="out of memory"):
+            Device.open(export, NO_KEYS, 1)
+    for content in (b"", b"no zip", export.read_bytes()[:-30]):
+        export.with_name("cut.refdiff").write_bytes(content)
+        with pytest.raises(DamagedError, match="cut off"):
+            Export(export.with_name("cut.refdiff"))
 
 
 def test_start_does_not_give_up_an_export_for_what_may_pass(export: Path, tmp_path: Path) -> None:
