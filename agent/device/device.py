@@ -50,7 +50,7 @@ class Device(AbstractContextManager["Device"]):
         """Check an export and load it. keys: that it is checked by; default: those of the environment, if any are set.
 
         threads: for the networks; default: as many as cores. Raises InputError (no such file, another version),
-        DamagedError, TamperedError.
+        DamagedError, TamperedError, UnavailableError (a package that it needs is not installed; the disk).
         """
         keys = ExportSettings.read().keys if keys is None else keys
         return cls(ExportedWorkspace.of_file(Path(path), keys, threads))

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.errors import DamagedError, InputError
+from refdiff.model.errors import DamagedError, UnavailableError
+from refdiff.model.files import outage
 
 GraphFormat = Literal["openvino", "onnx"]
 GRAPH_FORMATS: tuple[GraphFormat, ...] = get_args(GraphFormat)
@@ -50,15 +51,19 @@ def cores() -> int:
 def open_session(format: GraphFormat, files: Mapping[str, bytes], name: str, threads: int | None) -> Run:
     """The network whose files are `files` (suffix -> content: .xml and .bin, or .onnx), ready to run; threads may share it.
 
-    name: what errors call it. Raises InputError where the package that runs it is not installed, DamagedError where it
-    cannot be read.
+    name: what errors call it. Raises UnavailableError where the package that runs it is not installed or memory is short,
+    DamagedError where it cannot be read.
     """
     package = _PACKAGES[format]
     if find_spec(package) is None:
-        raise InputError(f"{name} is in the format {format}; run: pip install {package}")
+        raise UnavailableError(f"{name} is in the format {format}; run: pip install {package}")
     try:
         return (_openvino if format == "openvino" else _onnx)(files, threads)
+    except ImportError as e:
+        raise UnavailableError(f"{package} cannot be loaded ({e}); install it again: pip install {package}") from e
     except Exception as e:  # each library has its own types
+        if (lacking := outage(e)) is not None:
+            raise lacking from e
         raise DamagedError(f"{name} cannot be read by {package} ({type(e).__name__}: {e}); export it again") from e
 
 

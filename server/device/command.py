@@ -144,6 +144,7 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.part and len(given.photos) > 1:
         raise InputError("--part names one part, and there are several photos; leave it out to use their names")
     with _opened(given.export, threads=given.threads) as device:
+        _say_if_unchecked(device)
         for photo in given.photos:
             part_id = given.part or photo.stem
             report = device.inspect(photo, part_id, scale_mm_per_px=given.scale_mm_per_px, filename=photo.name)
@@ -177,6 +178,7 @@ def _watch(given: argparse.Namespace) -> int:
         kept, keys = KeptExports(out), ExportSettings.read().keys
         opened = partial(_opened, keys=keys, threads=given.threads)
         export = stack.enter_context(ExportInUse(kept, given.export, opened, _say))
+        _say_if_unchecked(export.device())  # once: with a key, none that is unsigned comes to be used
         if given.server is not None:
             secret = DeviceSettings().api_key
             key = secret.get_secret_value() if secret else None
@@ -207,10 +209,13 @@ def _opened(path: Path, *, threads: int | None, keys: Keys | None = None) -> Dev
     cv2.setNumThreads(threads or 1)
     from refdiff.agent.device.device import Device
 
-    device = Device.open(path, keys, threads)
-    if not device.workspace.export.signed:
-        _say(f"the signature of {path.name} is not checked: nobody has signed it, or no key is set")
-    return device
+    return Device.open(path, keys, threads)
+
+
+def _say_if_unchecked(device: Device) -> None:
+    export = device.workspace.export
+    if not export.signed:
+        _say(f"the signature of {export.path.name} is not checked: nobody has signed it, or no key is set")
 
 
 def _line(report: Any) -> str:

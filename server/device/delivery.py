@@ -31,7 +31,7 @@ _FINAL = (400, 413, 422)
 _FILED, _NOT_OURS = 201, 502
 _PATH = "/v1/devices/reports"
 _SHOWN = 300  # characters of an answer
-_MOST_BYTES = 64_000  # read of an answer
+MOST_BYTES = 64_000  # read of an answer
 
 
 def check_server(url: str) -> str:
@@ -157,12 +157,12 @@ class Delivery:
             request.add_header("Authorization", f"Bearer {self._key}")
         try:
             with ask(request) as answer:
-                if int(answer.status) == _FILED and _inspection_of(answer.read(_MOST_BYTES)) == entry.inspection_id:
+                if int(answer.status) == _FILED and _inspection_of(answer.read(MOST_BYTES)) == entry.inspection_id:
                     return _FILED, ""
                 return _NOT_OURS, "what answers is no RefDiff server; check the address"
         except urllib.error.HTTPError as e:
             with e:
-                return e.code, message_of(e.read(_MOST_BYTES))
+                return e.code, message_of(e.read(MOST_BYTES))
 
 
 def _inspection_of(answer: bytes) -> object:

@@ -10,6 +10,7 @@ leaves the export before or the one after.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,9 +18,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refdiff.agent.device.device import Device
+from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.locks import hold_lock
-from refdiff.model.errors import InputError, RefDiffError, UnavailableError
-from refdiff.model.files import make_folder, remove_leftovers, storage_error, write_atomic
+from refdiff.memory.timestamps import to_utc
+from refdiff.model.errors import DamagedError, InputError, RefDiffError, UnavailableError
+from refdiff.model.files import make_folder, outage, remove_leftovers, storage_error, write_atomic
 from refdiff.model.settings import software_version
 from refdiff.tools.exported.archive import SUFFIX, Export
 
@@ -28,6 +31,7 @@ _STATE = "state.json"
 _TRIES = 2  # of opening one: a process that dies twice while it does will again
 _LOCK_S = 10.0
 _UNWANTED = 32  # that are remembered
+_BACKOFF = Backoff(first_s=0.5, longest_s=600.0)  # opening one takes memory and seconds from the line
 
 
 class State(BaseModel):
@@ -42,6 +46,12 @@ class State(BaseModel):
     tries: int = 0  # to open it
     # digest -> the version of RefDiff that could not use it; "": a person went back from it
     unwanted: dict[str, str] = Field(default_factory=dict)
+    created: dict[str, str] = Field(default_factory=dict)  # digest -> when it was exported, of those named above
+
+    @property
+    def named(self) -> set[str]:
+        """Those that are needed."""
+        return {d for d in (self.given, self.current, self.previous, self.waiting) if d is not None}
 
 
 class KeptExports:
@@ -51,23 +61,26 @@ class KeptExports:
         """root: the folder that the device keeps for itself. Raises StorageError."""
         self.root = root / FOLDER
 
-    def begin(self, given: Path) -> State:
+    def begin(self, given: Path, check: Callable[[str], object]) -> State:
         """What to decide by now. Another file than before as `given` is what counts: nothing that came before it does.
 
-        Raises InputError, DamagedError where the file cannot be opened.
+        check: called with the digest of such a file before anything is forgotten for it; raises what is wrong with it.
+        Raises that, and InputError, DamagedError, StorageError where the file cannot be opened.
         """
         make_folder(self.root)
         self._given = given
         with Export(given, parts=False) as export:
-            digest = export.digest
+            digest, created = export.digest, {export.digest: to_utc(export.manifest.created_at)}
+        before = self.state()
+        if before is None or before.given != digest:
+            check(digest)
         with self._changing():
             remove_leftovers(self.root)
             state = self.state()
             if state is None or state.given != digest:
-                state = self._write(State(given=digest, current=digest))
-            named = {state.current, state.previous, state.waiting}
+                state = self._write(State(given=digest, current=digest, unwanted=_left(state, digest), created=created))
             for path in self.root.glob(f"*{SUFFIX}"):
-                if path.stem not in named:
+                if path.stem not in state.named:
                     path.unlink(missing_ok=True)
         return state
 
@@ -93,11 +106,14 @@ class KeptExports:
         state = self.state()
         return self._given if state is not None and digest == state.given else self.root / f"{digest}{SUFFIX}"
 
-    def offer(self, digest: str) -> None:
-        """An export came down and lies at `path`: it waits to be used."""
+    def offer(self, digest: str, created_at: str) -> None:
+        """An export came down and lies at `path`: it waits to be used. created_at: of its manifest. Raises InputError
+        for what is no time."""
+        created = {digest: to_utc(created_at)}
         with self._changing():
             state = self._known()
-            self._write(state.model_copy(update={"waiting": digest, "tries": 0}))
+            after = {"waiting": digest, "tries": 0, "created": state.created | created}
+            self._write(state.model_copy(update=after))
 
     def trying(self) -> str | None:
         """The export that waits, whose opening counts as tried from now on; None if there is none, or it was tried too
@@ -112,12 +128,23 @@ class KeptExports:
             self._write(state.model_copy(update={"tries": state.tries + 1}))
             return state.waiting
 
-    def adopt(self, digest: str) -> None:
-        """The export that waited is in use."""
+    def give_back(self, digest: str) -> None:
+        """Opening the export that waits says nothing about it: it does not count as tried."""
         with self._changing():
             state = self._known()
+            if state.waiting == digest and state.tries:
+                self._write(state.model_copy(update={"tries": state.tries - 1}))
+
+    def adopt(self, digest: str) -> None:
+        """The export that waited is in use, unless a person went back meanwhile."""
+        with self._changing():
+            state = self._known()
+            if state.unwanted.get(digest) == "":
+                return
             dropped = state.previous
-            after = {"current": digest, "previous": state.current, "waiting": None, "tries": 0}
+            after: dict[str, object] = {"current": digest, "previous": state.current}
+            if state.waiting == digest:  # else the next one came down meanwhile
+                after |= {"waiting": None, "tries": 0}
             state = self._write(state.model_copy(update=after))
             self._drop(state, dropped)
 
@@ -135,6 +162,11 @@ class KeptExports:
             dropped = state.current
             state = self._write(state.model_copy(update={"current": digest, "previous": None}))
             self._drop(state, dropped)
+
+    def created_at(self, digest: str | None = None) -> str:
+        """When an export that is here was exported, as `to_utc` writes it; default: the one in use. "": not known."""
+        state = self._known()
+        return state.created.get(state.current if digest is None else digest, "")
 
     def has(self, digest: str) -> bool:
         """Whether an export lies here already, in use or not."""
@@ -181,6 +213,8 @@ class KeptExports:
                 (self.root / f"{digest}{SUFFIX}").unlink(missing_ok=True)
 
     def _write(self, state: State) -> State:
+        created = {digest: at for digest, at in state.created.items() if digest in state.named}
+        state = state.model_copy(update={"created": created})
         write_atomic(self.root / _STATE, state.model_dump_json(indent=1).encode())
         return state
 
@@ -189,6 +223,17 @@ class KeptExports:
         busy = UnavailableError(f"{self.root}: another refdiff-edge is changing it; try again")
         with hold_lock(self.root / "state.lock", busy, wait_s=_LOCK_S):
             yield
+
+
+def _left(before: State | None, given: str) -> dict[str, str]:
+    """What is unwanted once a person has given another file: also what was in use or waited, as the server may still have
+    that published."""
+    if before is None:
+        return {}
+    left = dict.fromkeys(d for d in (before.current, before.waiting) if d is not None)
+    unwanted = _newest(before.unwanted | dict.fromkeys(left, ""))
+    unwanted.pop(given, None)
+    return unwanted
 
 
 def _newest(unwanted: dict[str, str]) -> dict[str, str]:
@@ -201,21 +246,21 @@ class ExportInUse(AbstractContextManager["ExportInUse"]):
     def __init__(
         self, kept: KeptExports, given: Path, opened: Callable[[Path], Device], note: Callable[[str], None]
     ) -> None:
-        """opened: opens an export. note: called with what a person should know. Raises what opening `given` raises."""
+        """opened: opens an export. note: called with what a person should know. Raises what opening `given` raises, and
+        UnavailableError where one that is kept cannot be opened just now."""
         self._kept, self._opened, self._note = kept, opened, note
         self._seen: tuple[int, int] | None = None
-        self._said = ""
-        state = kept.begin(given)
-        found = list(dict.fromkeys(d for d in (state.current, state.previous, state.given) if d is not None))
-        for digest in found:
-            try:
-                self._device = opened(kept.path(digest))
-            except RefDiffError as e:
-                if digest == found[-1]:
-                    raise
-                note(f"{e}; trying the export before it")
-            else:
-                break
+        self._failed: tuple[int, int] | None = None  # as `_seen`, when the last try did
+        self._failures, self._again_at, self._said = 0, 0.0, ""
+        with contextlib.ExitStack() as undo:
+            checked: dict[str, Device] = {}
+
+            def check(digest: str) -> None:
+                checked[digest] = undo.push(self._open(given, digest))
+
+            state = kept.begin(given, check)
+            self._device = checked.get(state.current) or self._first(state)
+            undo.pop_all()
         if self._device.digest != state.current:
             note(f"deciding by export {self._device.digest[:12]}")
             kept.fall_back(self._device.digest)
@@ -227,39 +272,82 @@ class ExportInUse(AbstractContextManager["ExportInUse"]):
         """What decides the next photo. Opens what waits, or what a rollback asks for; keeps what is open where that
         fails."""
         changed = self._kept.changed()
-        if changed is not None and changed != self._seen:
+        waits = changed == self._failed and time.monotonic() < self._again_at
+        if changed is not None and changed != self._seen and not waits:
             try:
                 self._follow()
-                self._seen, self._said = changed, ""
-            except UnavailableError as e:  # the disk, or another process: asked again for the next photo
+                self._seen, self._said, self._failures = changed, "", 0
+            except UnavailableError as e:  # of the machine, or another process: tried again
+                self._failures += 1
+                self._failed = self._kept.changed()
+                self._again_at = time.monotonic() + _BACKOFF.wait_s(self._failures)
                 if str(e) != self._said:
                     self._note(f"{e}; still deciding by export {self._device.digest[:12]}")
                 self._said = str(e)
         return self._device
 
+    def _first(self, state: State) -> Device:
+        """What to decide by at the start. Only an export that is wrong is passed over: what fails otherwise may pass."""
+        found = list(dict.fromkeys(d for d in (state.current, state.previous, state.given) if d is not None))
+        for digest in found[:-1]:
+            try:
+                return self._open(self._kept.path(digest), digest)
+            except InputError as e:
+                self._note(f"{e}; trying the export before it")
+        return self._open(self._kept.path(found[-1]), found[-1])
+
+    def _open(self, path: Path, digest: str) -> Device:
+        """Raises as `Device.open`, and UnavailableError for all that the machine lacks just now."""
+        try:
+            device = self._opened(path)
+        except Exception as e:
+            if (lacking := outage(e)) is None:
+                raise
+            raise lacking from e
+        if device.digest != digest:
+            device.__exit__()
+            raise DamagedError(f"{path}: is not the export that it was")
+        return device
+
     def _follow(self) -> None:
-        if (digest := self._kept.trying()) is not None:
-            if self._swap(digest, tried=True):
-                self._kept.adopt(digest)
-            else:
-                self._kept.refuse(digest)
+        state = self._kept.state()
+        if state is not None and state.waiting == self._device.digest:  # its opening could not be written down
+            self._kept.adopt(self._device.digest)
+        elif (digest := self._kept.trying()) is not None:
+            self._take(digest)
         elif (state := self._kept.state()) is not None and state.current != self._device.digest:
             self._swap(state.current, tried=False)
 
+    def _take(self, digest: str) -> None:
+        """Use what waits, or refuse it. Raises UnavailableError, after which it still waits."""
+        try:
+            taken = self._swap(digest, tried=True)
+        except UnavailableError:
+            with contextlib.suppress(UnavailableError):
+                self._kept.give_back(digest)
+            raise
+        if taken:
+            self._kept.adopt(digest)
+        else:
+            self._kept.refuse(digest)
+
     def _swap(self, digest: str, *, tried: bool) -> bool:
-        """tried: whether it has to inspect a golden sample first."""
+        """tried: whether it has to inspect a golden sample first. False: the export cannot be used. Raises UnavailableError
+        where that is not its fault."""
         path = self._kept.path(digest)
         try:
-            device = self._opened(path)
+            device = self._open(path, digest)
             try:
-                if device.digest != digest or device.manifest.product != self._device.manifest.product:
-                    raise InputError(f"{path}: is not the export that it was")
+                if device.manifest.product != self._device.manifest.product:
+                    raise InputError(f"{path}: is of product {device.manifest.product!r}")
                 if tried:
                     device.try_out()
             except BaseException:
                 device.__exit__()
                 raise
         except Exception as e:  # whatever it is, the line does not stop
+            if (lacking := outage(e)) is not None:
+                raise lacking from e
             why = str(e) if isinstance(e, RefDiffError) else f"{type(e).__name__}: {e}"
             self._note(f"export {digest[:12]} cannot be used ({why}); still deciding by {self._device.digest[:12]}")
             return False

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import logging
 import re
+import shutil
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from refdiff.model.errors import DamagedError, InputError, RefDiffError, UnavailableError
+from refdiff.memory.timestamps import to_utc
+from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError
 from refdiff.model.files import atomic_path, storage_error
-from refdiff.server.device.delivery import TIMEOUT_S, ask, check_server, message_of
+from refdiff.server.device.delivery import MOST_BYTES, TIMEOUT_S, ask, check_server, message_of
 from refdiff.server.device.exports import KeptExports
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.signing import Keys
@@ -25,7 +29,8 @@ log = logging.getLogger(__name__)
 _PATH = "/v1/devices/exports/"
 _DIGEST = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 _CHUNK = 1 << 20
-_NONE_PUBLISHED = 404
+_UNKNOWN = 404, "UnknownRecordError"  # status and error type where a server has published none of the product
+_ROOM_BYTES = 200_000_000  # for photos and reports, as much as a server keeps for them
 
 
 class Updates:
@@ -48,7 +53,7 @@ class Updates:
         self._key, self._note, self._keys, self._every_s = key, note, keys, every_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updates", daemon=True)
-        self._wrong: set[str] = set()  # came down and was not what it should be; asked for again by the next process
+        self._wrong: set[str] = set()  # published and not what it should be; asked for again by the next process
         self._said = ""
 
     def __enter__(self) -> Self:
@@ -84,34 +89,55 @@ class Updates:
                 digest = found[1]
                 if digest in known:
                     return False
-                if not self._kept.has(digest):
-                    self._fetch(digest, answer)
+                if self._kept.has(digest):
+                    created_at = self._kept.created_at(digest)
+                    with self._held_back(digest):
+                        self._check_age(digest, created_at)
+                else:
+                    created_at = self._fetch(digest, answer)
         except urllib.error.HTTPError as e:
             with e:
-                if e.code in (http.client.NOT_MODIFIED, _NONE_PUBLISHED):
+                said = e.read(MOST_BYTES)
+                if e.code == http.client.NOT_MODIFIED or (e.code, _type_of(said)) == _UNKNOWN:
                     return False
-                raise InputError(f"HTTP {e.code}: {message_of(e.read(64_000))}") from e
-        self._kept.offer(digest)
+                raise InputError(f"HTTP {e.code}: {message_of(said)}") from e
+        self._kept.offer(digest, created_at)
         return True
 
-    def _fetch(self, digest: str, answer: http.client.HTTPResponse) -> None:
-        """Write the export to its place, once all of it has arrived and is right."""
+    def _fetch(self, digest: str, answer: http.client.HTTPResponse) -> str:
+        """Write the export to its place, once all of it has arrived and is right; when it was exported."""
+        self._keys.ready()
         path = self._kept.path(digest)
         try:
+            length = self._length(path.parent, answer)
             with atomic_path(path) as temporary:
-                self._write(temporary, answer)
-                self._check(digest, temporary)
+                self._write(temporary, answer, length)
+                with self._held_back(digest):
+                    return self._check(digest, temporary)
         except OSError as e:
             raise storage_error(path, e) from e
 
-    def _write(self, path: Path, answer: http.client.HTTPResponse) -> None:
-        size, length = 0, answer.headers.get("Content-Length", "")
+    def _length(self, folder: Path, answer: http.client.HTTPResponse) -> int:
+        """How many bytes will arrive. Raises StorageError where they would fill the disk."""
+        said = answer.headers.get("Content-Length", "")
+        if not said.isdecimal():
+            raise UnavailableError("the answer does not say how long the export is; let no proxy between change it")
+        length, free = int(said), shutil.disk_usage(folder).free
+        if free - length < _ROOM_BYTES:
+            raise StorageError(
+                f"{folder}: {free / 1e6:.0f} MB are free, the export takes {length / 1e6:.0f} MB, and "
+                f"{_ROOM_BYTES / 1e6:.0f} MB are kept for photos and reports; free some space"
+            )
+        return length
+
+    def _write(self, path: Path, answer: http.client.HTTPResponse, length: int) -> None:
+        size = 0
         with path.open("wb") as file:
             while chunk := self._read(answer):
                 size += len(chunk)
                 file.write(chunk)
-        if not length.isdecimal() or size != int(length):
-            raise UnavailableError(f"only {size} of {length or '?'} bytes of the export arrived")
+        if size != length:
+            raise UnavailableError(f"only {size} of {length} bytes of the export arrived")
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes:
         if self._stopping.is_set():
@@ -121,18 +147,42 @@ class Updates:
         except (OSError, http.client.HTTPException) as e:
             raise UnavailableError(f"the connection broke ({e})") from e
 
-    def _check(self, digest: str, path: Path) -> None:
+    def _check(self, digest: str, path: Path) -> str:
+        with Export(path, self._keys, shown=f"export {digest[:12]}") as export:
+            if export.digest != digest:
+                raise DamagedError("the export that arrived is not the one that the server names")
+            if export.manifest.product != self._product:
+                raise InputError(f"the export that arrived is of product {export.manifest.product!r}")
+            created_at = to_utc(export.manifest.created_at)
+        self._check_age(digest, created_at)
+        return created_at
+
+    def _check_age(self, digest: str, created_at: str) -> None:
+        """An old export is as well signed as a new one, so whoever answers could bring one back."""
+        if created_at < (in_use := self._kept.created_at()):
+            raise InputError(
+                f"export {digest[:12]} of {created_at} is older than the one in use, of {in_use}; export the product again "
+                "at the server, or give refdiff-edge that file as EXPORT"
+            )
+
+    @contextlib.contextmanager
+    def _held_back(self, digest: str) -> Iterator[None]:
+        """What is wrong with an export is said once. Anything else may pass, and is no word against it."""
         try:
-            with Export(path, self._keys, shown=f"export {digest[:12]}") as export:
-                if export.digest != digest:
-                    raise DamagedError("the export that arrived is not the one that the server names")
-                if export.manifest.product != self._product:
-                    raise InputError(f"the export that arrived is of product {export.manifest.product!r}")
-        except RefDiffError:
+            yield
+        except InputError as e:
             self._wrong.add(digest)
-            raise
+            raise type(e)(f"{e}; it is held back until refdiff-edge starts again") from e
 
     def _say(self, why: str) -> None:
         if why != self._said and not self._stopping.is_set():
             self._note(f"no newer export: {why}; still deciding by the one in use")
         self._said = why
+
+
+def _type_of(answer: bytes) -> object:
+    """Of an error of a RefDiff server; None for any other answer."""
+    try:
+        return json.loads(answer)["error"]["type"]
+    except (ValueError, KeyError, TypeError):
+        return None

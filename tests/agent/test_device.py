@@ -24,7 +24,7 @@ from refdiff.agent.device.int8 import export_int8
 from refdiff.agent.report.schema import DefectReport
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
-from refdiff.model.errors import DamagedError, InputError, RefDiffError, TamperedError
+from refdiff.model.errors import DamagedError, InputError, RefDiffError, TamperedError, UnavailableError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
@@ -323,8 +323,10 @@ def test_ed25519_signature_is_checked_by_the_public_key_alone(
 def test_ed25519_key_without_its_package_says_what_to_install(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cryptography.hazmat.primitives.asymmetric.ed25519", "cryptography.hazmat.primitives.serialization"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r"refdiff-edge\[ed25519\]"):
+    with pytest.raises(UnavailableError, match=r"refdiff-edge\[ed25519\]"):
         Keys(private=b"any").sign(b"manifest")
+    with pytest.raises(UnavailableError, match=r"refdiff-edge\[ed25519\]"):
+        Keys(public=b"any").ready()
 
 
 def test_export_of_a_bfloat16_installation_is_calibrated_as_devices_compute(

@@ -7,6 +7,7 @@ opened, and each part again when it is read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import zipfile
@@ -109,6 +110,9 @@ class Export(AbstractContextManager["Export"]):
             try:
                 self._archive = zipfile.ZipFile(self._file)
             except (zipfile.BadZipFile, ValueError, OSError) as e:
+                cause = e.__context__ if isinstance(e, zipfile.BadZipFile) else e  # it says no more of a failed read
+                if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # a place before the file
+                    raise storage_error(path, cause) from e
                 raise DamagedError(f"{self._shown}: no export, or cut off ({e}); {_WAY_OUT}") from e
             self.manifest, self.digest, self.signed = self._checked_manifest(keys)
             for name in self.manifest.parts if parts else ():

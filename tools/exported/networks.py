@@ -30,7 +30,7 @@ def graph_parts(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def open_network(export: Export, name: str, threads: int | None) -> Run:
-    """A network of an export, ready to run. Raises DamagedError, InputError."""
+    """A network of an export, ready to run. Raises DamagedError, UnavailableError."""
     start = f"{GRAPHS}/{name}"
     parts = [part for part in export.manifest.parts if part.startswith(f"{start}.")]
     files = {part.removeprefix(start): export.read(part) for part in parts}

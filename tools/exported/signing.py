@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
-from refdiff.model.errors import InputError, TamperedError
+from refdiff.model.errors import InputError, TamperedError, UnavailableError
 from refdiff.model.settings import ENVIRONMENT
 
 if TYPE_CHECKING:  # a package that only those need who have such a key
@@ -42,17 +42,25 @@ class Keys:
         return self.private is not None or self.secret is not None
 
     def sign(self, manifest: bytes) -> Signature:
-        """By the private key if there is one, else by the secret. Raises InputError for what is no such key."""
+        """By the private key if there is one, else by the secret. Raises as `ready`."""
         if self.private is not None:
             return Signature(algorithm="ed25519", value=_private(self.private).sign(manifest).hex())
         if self.secret is not None:
             return Signature(algorithm="hmac-sha256", value=_hmac(self.secret, manifest))
         return Signature(algorithm="none", value="")
 
+    def ready(self) -> None:
+        """Raises what is wrong with the keys themselves: InputError for what is no key, UnavailableError where the package
+        that checks by them is not installed."""
+        if self.public is not None:
+            _public(self.public)
+        elif self.private is not None:
+            _private(self.private)
+
     def check(self, file: str, manifest: bytes, signature: Signature) -> bool:
         """Whether a signature was checked: there is a key. file: what errors call it.
 
-        Raises TamperedError where it is not by one of the keys.
+        Raises TamperedError where it is not by one of the keys, and as `ready`.
         """
         known = {HMAC: self.secret, ED25519: self.public or self.private}
         named = " or ".join(_NAMES[name] for name, key in known.items() if key is not None)
@@ -169,8 +177,8 @@ def _public(pem: bytes) -> Ed25519PublicKey:
     return key
 
 
-def _missing() -> InputError:
-    return InputError(
+def _missing() -> UnavailableError:
+    return UnavailableError(
         "Ed25519 keys need the package cryptography: pip install 'refdiff-edge[ed25519]' on a device, "
         "'refdiff[ed25519]' elsewhere"
     )

@@ -272,7 +272,8 @@ class ExportedWorkspace(Workspace):
 
     @classmethod
     def of_file(cls, path: Path, keys: Keys = NO_KEYS, threads: int | None = None) -> Self:
-        """Open and check an export, ready to inspect. Raises as `Export`, and InputError for one of another version."""
+        """Open and check an export, ready to inspect. Raises as `Export`, InputError for one of another version,
+        and UnavailableError where the package that runs its networks is not installed."""
         export = Export(path, keys)
         try:
             workspace = cls(export, threads)

@@ -90,13 +90,13 @@ async def publish_device_export(
     """Publish a file of `refdiff export`, sent as the body, for devices to fetch. Without a body the server exports the
     product as it is now, which takes as long as its calibration."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    service.stores.check_free()  # before any of the body is on the disk, and before the server writes one itself
     with service.stores.exports.arriving() as file:
         if not await _received(request, file, kind):
             work = partial(service.export_for_devices, product, graphs, by=caller.name)
         elif kind != EXPORT_TYPE:
             raise Refused(415, f"an export is sent as {EXPORT_TYPE}, not as {kind[:80] or 'nothing'}")
         else:
-            service.stores.check_free()
             work = partial(publish, service.workspace, product, file, by=caller.name)
         return (await run_sync(work)).about
 
