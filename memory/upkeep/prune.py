@@ -180,6 +180,7 @@ class _Prune:
             if dry_run:
                 self._foresee(conn, home, total)
                 return self._done
+        self._stores.images.put_back(self._in_use_since)  # first: a record may rely on one of them
         self._records(total)
         with self._stores.db.snapshot() as conn:
             removed = _removed(conn)
