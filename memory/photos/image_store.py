@@ -91,8 +91,7 @@ class ImageStore(ABC):
     def remove_unused(self, sha256: str, since: float) -> int | None:
         """Remove a photo that was neither written nor marked as used since that point in time (s, Unix).
 
-        Its size in bytes; 0 if it is not there, None if it was used. Where the process is killed meanwhile, `put_back` undoes
-        it.
+        Its size in bytes; 0 if it is not there, None if it was used. If it is killed meanwhile, `put_back` undoes it.
         """
 
     @abstractmethod

@@ -22,9 +22,10 @@ from refdiff.memory.photos.bucket_images import BucketImages
 from refdiff.memory.photos.image_store import FolderImages, ImageStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, Stores
+from refdiff.memory.upkeep import move
 from refdiff.memory.upkeep.backup import back_up, restore
 from refdiff.memory.upkeep.doctor import BankContents, examine
-from refdiff.memory.upkeep.move import move_photos
+from refdiff.memory.upkeep.move import MovedPhotos, move_photos
 from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError, UnknownRecordError
 
 DATA = b"a photo"
@@ -188,9 +189,10 @@ def test_marked_file_is_put_back_where_its_removal_was_killed(tmp_path: Path, mo
         rename(path, target)
         raise Killed
 
-    with monkeypatch.context() as killed, pytest.raises(Killed):
+    with monkeypatch.context() as killed:
         killed.setattr(Path, "rename", used_before)
-        images.remove_unused(SHA256, 1.0)
+        with pytest.raises(Killed):
+            images.remove_unused(SHA256, 1.0)
     assert list(images.ids()) == []
     assert [images.put_back(1.0), images.put_back(1.0)] == [1, 0]
     assert images.get(SHA256) == DATA
@@ -300,7 +302,7 @@ def answering(status: int) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815
+        do_GET = do_PUT = do_HEAD = do_DELETE = answer
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -348,7 +350,7 @@ def moved(settings: MemorySettings, s3: OwnS3) -> Iterator[Stores]:
     there = settings.model_copy(update={"objects_url": s3.new_bucket("home")})
     with pytest.raises(StorageError, match="refdiff move-photos"):
         Stores.open(there)
-    assert move_photos(there) == 3
+    assert move_photos(there) == MovedPhotos(3)
     with Stores.open(there) as stores:
         yield stores
 
@@ -366,6 +368,101 @@ def test_moved_photos_are_in_the_bucket_alone(moved: Stores, settings: MemorySet
         move_photos(moved.settings)
     with pytest.raises(InputError, match="set REFDIFF_OBJECTS_URL"):
         move_photos(settings)
+
+
+@pytest.fixture
+def full(settings: MemorySettings, s3: OwnS3) -> MemorySettings:
+    """Of a home with three photos in its folder, which are to be moved into a bucket."""
+    with Stores.open(settings) as stores:
+        for i in range(3):
+            stores.captures.add(str(i), "board", stores.images.put(b"photo %d" % i))
+    return settings.model_copy(update={"objects_url": s3.new_bucket("home")})
+
+
+@pytest.mark.parametrize("late", ["before", "after"])
+def test_photo_that_arrives_while_photos_are_moved_is_moved_too(
+    full: MemorySettings, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Of a process that opened the home before; afterwards, it makes the folder anew."""
+    watching, rename = FolderImages(full.home / PHOTOS), move._rename
+
+    def arriving(old: Path, new: Path) -> None:
+        if late == "before" and old.name == PHOTOS:
+            watching.put(DATA)
+        rename(old, new)
+        if late == "after" and new.name == PHOTOS_MOVED:
+            watching.put(DATA)
+
+    monkeypatch.setattr(move, "_rename", arriving)
+    assert move_photos(full) == MovedPhotos(4)
+    with Stores.open(full) as stores:
+        assert stores.images.get(SHA256) == DATA
+        assert len(list(stores.images.ids())) == 4
+    assert not (full.home / PHOTOS).exists()
+    assert len(list(FolderImages(full.home / PHOTOS_MOVED).ids())) == 4
+
+
+def test_photo_that_arrives_long_after_the_move_is_told_and_moved(full: MemorySettings) -> None:
+    assert move_photos(full) == MovedPhotos(3)
+    FolderImages(full.home / PHOTOS).put(DATA)
+    with pytest.raises(StorageError, match="refdiff move-photos"):
+        Stores.open(full)
+    assert move_photos(full) == MovedPhotos(1)
+    with Stores.open(full) as stores:
+        assert stores.images.get(SHA256) == DATA
+    assert len(list(FolderImages(full.home / PHOTOS_MOVED).ids())) == 4
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_move_that_was_killed_is_refused_and_repeated(
+    full: MemorySettings, settings: MemorySettings, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    rename, done = move._rename, list[Path]()
+
+    def killed(old: Path, new: Path) -> None:
+        if len(done) == renamed:
+            raise Killed
+        rename(old, new)
+        done.append(new)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(move, "_rename", killed)
+        if renamed < 2:
+            with pytest.raises(Killed):
+                move_photos(full)
+        else:  # nothing is left to be done
+            assert move_photos(full) == MovedPhotos(3)
+    with pytest.raises(StorageError, match="set REFDIFF_OBJECTS_URL"):
+        Stores.open(settings)
+    if renamed < 2:
+        with pytest.raises(StorageError, match="refdiff move-photos"):
+            Stores.open(full)
+        with pytest.raises(StorageError, match="its photos are in"):
+            move_photos(full.model_copy(update={"objects_url": "s3://elsewhere"}))
+        assert move_photos(full) == MovedPhotos(3)
+    with Stores.open(full) as stores:
+        assert len(list(stores.images.ids())) == 3
+
+
+def test_damaged_photo_keeps_no_other_from_being_moved(full: MemorySettings) -> None:
+    here = FolderImages(full.home / PHOTOS)
+    broken = sorted(here.ids())[0]
+    here.path(broken).write_bytes(b"another")
+    assert move_photos(full) == MovedPhotos(2, [broken])
+    with Stores.open(full) as stores:
+        assert broken not in stores.images.ids()
+    assert FolderImages(full.home / PHOTOS_MOVED).path(broken).read_bytes() == b"another"
+
+
+def test_backup_beside_a_prune_names_the_photo_that_went(moved: Stores, tmp_path: Path) -> None:
+    last = sorted(moved.images.ids())[-1]
+
+    def prune(step: str, done: int, of: int, note: str = "") -> None:
+        moved.images.remove_unused(last, time.time() + 60)
+
+    with pytest.raises(StorageError, match=rf"{last}: removed meanwhile .*back up again"):
+        back_up(moved.settings.home, tmp_path / "b.tar", prune, images=moved.images)
+    assert not (tmp_path / "b.tar").exists()
 
 
 def test_backup_of_photos_in_a_bucket_is_restored_into_a_folder(moved: Stores, tmp_path: Path) -> None:
