@@ -155,10 +155,10 @@ def backup(
     if made.damaged:
         output.note(f"{len(made.damaged)} photos were damaged already; `refdiff doctor` names them")
     if made.missing:
+        setting = "REFDIFF_OBJECTS_URL" if elsewhere else "REFDIFF_HOME"
         output.note(
             f"{len(made.missing)} photos of parts are not in {memory.objects_url or shown_path(memory.home)}, and not in "
-            f"this backup; is that where these records have them ({'REFDIFF_OBJECTS_URL' if elsewhere else 'REFDIFF_HOME'})? "
-            "`refdiff doctor` names them"
+            f"this backup; is that where these records have them ({setting})? `refdiff doctor` names them"
         )
     lacks = {"damaged": made.damaged, "missing": made.missing}
     emit(_written(target, made) | lacks, f"{_size(made)} in {shown_path(target)}")
