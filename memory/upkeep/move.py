@@ -21,7 +21,7 @@ from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.schema import MAIN, MOVED, MOVING, new_file, open_main, open_server
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, PHOTOS_MOVING, check_bucket, note_bucket
-from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError
+from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError, UnknownRecordError
 from refdiff.model.files import make_folder, storage_error
 from refdiff.model.progress import Progress, silent
 
@@ -84,15 +84,17 @@ def move_photos(settings: MemorySettings, progress: Progress = silent) -> MovedP
 
         def copy(source: Path) -> None:
             here = FolderImages(source)
-            photos = sorted({*here.ids()} - copied - damaged)
+            photos = sorted({*here.ids()} - copied)
             for number, sha256 in enumerate(photos, start=1):
-                try:
-                    here.check(sha256)
+                with contextlib.suppress(UnknownRecordError):  # pruned meanwhile
+                    try:
+                        here.check(sha256)
+                    except DamagedError:
+                        damaged.add(sha256)
+                        continue
                     with here.opened(sha256) as photo:
                         there.put_file(photo)
                     copied.add(sha256)
-                except DamagedError:
-                    damaged.add(sha256)
                 progress("photos", number, len(photos))
 
         while moving.is_dir() or folder.is_dir():
@@ -105,7 +107,7 @@ def move_photos(settings: MemorySettings, progress: Progress = silent) -> MovedP
                 _merge(moving, aside)
             else:
                 _rename(moving, aside)
-    return MovedPhotos(len(copied), sorted(damaged))
+    return MovedPhotos(len(copied), sorted(damaged - copied))  # which may have been sent again
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -454,6 +454,33 @@ def test_damaged_photo_keeps_no_other_from_being_moved(full: MemorySettings) -> 
     assert FolderImages(full.home / PHOTOS_MOVED).path(broken).read_bytes() == b"another"
 
 
+def test_photos_that_are_mended_or_removed_while_photos_are_moved(
+    full: MemorySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, rename, check = FolderImages(full.home / PHOTOS), move._rename, FolderImages.check
+    broken, gone, _ = sorted(here.ids(), key=here.get)
+    here.path(broken).write_bytes(b"another")
+
+    def mended(old: Path, new: Path) -> None:
+        if old.name == PHOTOS:
+            here.put(b"photo 0")
+        rename(old, new)
+
+    def pruned(images: FolderImages, sha256: str) -> None:
+        images.remove_unused(gone, time.time() + 60)
+        check(images, sha256)
+
+    monkeypatch.setattr(move, "_rename", mended)
+    monkeypatch.setattr(FolderImages, "check", pruned)
+    assert len({*here.ids()}) == 3
+    found = move_photos(full)
+    assert found.damaged == []
+    with Stores.open(full) as stores:
+        kept = {*stores.images.ids()}
+    assert broken in kept
+    assert len(kept) == found.photos == 2
+
+
 def test_backup_beside_a_prune_names_the_photo_that_went(moved: Stores, tmp_path: Path) -> None:
     last = sorted(moved.images.ids())[-1]
 
