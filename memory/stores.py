@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from refdiff.memory.audit_head import AuditHead
@@ -33,35 +34,50 @@ from refdiff.model.files import is_read_only, open_folder, storage_error, write_
 
 PHOTOS = "images"  # their folder in the home
 PHOTOS_MOVED = f"{PHOTOS}-moved"  # its name after `refdiff move-photos`
+PHOTOS_MOVING = f"{PHOTOS}-moving"  # ... until all that arrived meanwhile are in the bucket, too
 PHOTOS_URL = "photos-url"  # file that says in which bucket they are instead
 
 
 def open_images(settings: MemorySettings) -> ImageStore:
     """The photos of a home, in its folder or in a bucket. Raises StorageError where they are elsewhere, UnavailableError."""
     home, url = settings.home, settings.objects_url
-    folder, kept = home / PHOTOS, home / PHOTOS_URL
+    folder, before = home / PHOTOS, check_bucket(home, url)
     try:
-        before = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
-        in_folder = folder.is_dir() and any(folder.iterdir())
+        in_folder = (home / PHOTOS_MOVING).exists() or (folder.is_dir() and any(folder.iterdir()))
     except OSError as e:
         raise storage_error(home, e) from e
-    if before is not None and before != url:
-        raise StorageError(
-            f"{home}: its photos are in {before}; set REFDIFF_OBJECTS_URL to that (it is {url or 'unset'})"
-        )
     if url is None:
         return FolderImages(folder)
     if in_folder:
         raise StorageError(
-            f"{home}: it keeps its photos in {PHOTOS}/, not in the bucket of REFDIFF_OBJECTS_URL; move them there "
+            f"{home}: it has photos in {PHOTOS}/, not in the bucket of REFDIFF_OBJECTS_URL; move them there "
             "(refdiff move-photos), unset that, or set REFDIFF_HOME to another folder"
         )
     from refdiff.memory.photos.bucket_images import BucketImages  # takes a while to import
 
     images = BucketImages(url)
     if before is None and not is_read_only(home):
-        write_atomic(kept, f"{url}\n".encode())
+        note_bucket(home, url)
     return images
+
+
+def check_bucket(home: Path, url: str | None) -> str | None:
+    """Where a home has its photos, if in a bucket. Raises StorageError if that is another than `url`."""
+    kept = home / PHOTOS_URL
+    try:
+        before = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    except OSError as e:
+        raise storage_error(home, e) from e
+    if before is not None and before != url:
+        raise StorageError(
+            f"{home}: its photos are in {before}; set REFDIFF_OBJECTS_URL to that (it is {url or 'unset'})"
+        )
+    return before
+
+
+def note_bucket(home: Path, url: str) -> None:
+    """Let no command look for the photos elsewhere from now on. Raises StorageError."""
+    write_atomic(home / PHOTOS_URL, f"{url}\n".encode())
 
 
 @dataclass(frozen=True)

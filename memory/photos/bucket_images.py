@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from io import BufferedIOBase, BufferedReader, BytesIO
 from typing import Any
 
@@ -22,10 +21,16 @@ _CONNECT_S, _READ_S = 10, 60
 _TRIES = 4
 _CONNECTIONS = 16
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
+_DENIED, _TOO_MANY, _FAILED = (401, 403), 429, 500
 
 
 class BucketImages(ImageStore):
-    """Objects `<prefix>images/<first two digits>/<sha256>`; `<prefix>used/<sha256>` says when one was marked as used."""
+    """Objects `<prefix>images/<first two digits>/<sha256>`, and what keeps two processes from losing one.
+
+    `<prefix>used/<sha256>-<random>` is written whenever a photo is marked as used. Each is a new object: who removes those
+    that are old cannot remove one that was just written. `<prefix>removing/<sha256>-<random>` is the copy of a photo that is
+    being removed; one that is left belongs to a process that was killed.
+    """
 
     def __init__(self, url: str) -> None:
         """url: s3://bucket/prefix. Asks nothing of the store yet. Raises UnavailableError (no library, wrong settings)."""
@@ -42,6 +47,7 @@ class BucketImages(ImageStore):
         config = Config(
             connect_timeout=_CONNECT_S, read_timeout=_READ_S, max_pool_connections=_CONNECTIONS,
             retries={"mode": "standard", "max_attempts": _TRIES},
+            response_checksum_validation="when_required",  # `get` and `check` compare; `opened` gives damaged ones, too
         )  # fmt: skip
         try:
             self._client: Any = boto3.client("s3", config=config)
@@ -56,16 +62,11 @@ class BucketImages(ImageStore):
 
     def sizes(self) -> dict[str, int]:
         """Id -> bytes of all photos."""
-        found = {}
-        with self._errors():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=f"{self._prefix}images/"
-            )
-            for page in pages:
-                for one in page.get("Contents", ()):
-                    if is_sha256(sha256 := one["Key"].rpartition("/")[2]):
-                        found[sha256] = int(one["Size"])
-        return found
+        return {
+            sha256: int(one["Size"])
+            for one in self._listed("images/")
+            if is_sha256(sha256 := one["Key"].rpartition("/")[2])
+        }
 
     def put(self, data: bytes) -> str:
         return self.put_file(BytesIO(data))
@@ -75,9 +76,10 @@ class BucketImages(ImageStore):
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256")
         sha256, checksum = digest.hexdigest(), base64.b64encode(digest.digest()).decode()
+        self._mark(sha256)  # first, whatever is there: who removes it looks for this last
         about = self._about(self._key(sha256))
         # one with another checksum, or none, may be damaged: writing it anew repairs it
-        if about is None or about.get("ChecksumSHA256") != checksum or not self.mark_used(sha256):
+        if about is None or about.get("ChecksumSHA256") != checksum:
             file.seek(0)
             with self._errors():
                 self._client.put_object(Bucket=self._bucket, Key=self._key(sha256), Body=file, ChecksumSHA256=checksum)
@@ -99,35 +101,63 @@ class BucketImages(ImageStore):
 
     def used_at(self, sha256: str) -> float | None:
         about = self._about(self._key(sha256))
-        return None if about is None else max(_time(about), _time(self._about(self._mark(sha256))))
+        return None if about is None else max(_time(about), self._marked_at(sha256))
 
     def mark_used(self, sha256: str) -> bool:
-        with self._errors():
-            # first: who removes it looks for this last
-            self._client.put_object(Bucket=self._bucket, Key=self._mark(sha256), Body=b"")
+        self._mark(sha256)
         return self._about(self._key(sha256)) is not None
 
     def remove_unused(self, sha256: str, since: float) -> int | None:
-        used_at = self.used_at(sha256)
-        if used_at is None:
+        key = self._key(sha256)
+        about = self._about(key)
+        if about is None:
             return 0
-        if used_at >= since:
+        if max(_time(about), self._marked_at(sha256)) >= since:
             return None
-        with tempfile.TemporaryFile() as kept:
-            try:
-                with self.opened(sha256) as found:
-                    shutil.copyfileobj(found, kept)
-            except UnknownRecordError:  # another process removes it, too
-                return 0
-            self._delete(self._key(sha256))
-            if _time(self._about(self._mark(sha256))) >= since:  # marked just before: whoever did so relies on it
-                self.put_file(kept)
-                return None
-            self._delete(self._mark(sha256))
-            return kept.tell()
+        copy = f"{self._prefix}removing/{sha256}-{secrets.token_hex(8)}"
+        try:
+            self._copy(key, copy)
+        except _AbsentError:  # another process removes it, too
+            return 0
+        used_at = self.used_at(sha256)  # again: it may have been written anew since
+        if used_at is None or used_at >= since:
+            self._delete(copy)
+            return 0 if used_at is None else None
+        self._delete(key)
+        if self._marked_at(sha256) >= since:  # marked just before: whoever did so relies on it
+            self._copy(copy, key)
+            self._delete(copy)
+            return None
+        for mark in self._marks(sha256):
+            if _time(mark) < since:
+                self._delete(mark["Key"])
+        self._delete(copy)
+        return int(about["ContentLength"])
+
+    def put_back(self, since: float) -> int:
+        put_back = 0
+        for copy in self._listed("removing/"):
+            sha256 = copy["Key"].rpartition("/")[2].partition("-")[0]
+            if not is_sha256(sha256):
+                continue
+            with contextlib.suppress(_AbsentError):  # its process lives, and is done with it
+                if self._about(self._key(sha256)) is None:
+                    self._copy(copy["Key"], self._key(sha256))
+                    put_back += 1
+            if _time(copy) < since:  # else its process may still need it
+                self._delete(copy["Key"])
+        return put_back
+
+    def _copy(self, source: str, target: str) -> None:
+        """Within the store. Raises _AbsentError."""
+        with self._errors():
+            self._client.copy_object(
+                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source},
+                ChecksumAlgorithm="SHA256",
+            )  # fmt: skip
 
     def _delete(self, key: str) -> None:
-        with self._errors():
+        with contextlib.suppress(_AbsentError), self._errors():  # some stores say so
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def _about(self, key: str) -> dict[str, Any] | None:
@@ -137,35 +167,67 @@ class BucketImages(ImageStore):
         except _AbsentError:
             return None
 
+    def _listed(self, below: str) -> Iterator[dict[str, Any]]:
+        """Key, Size and LastModified of all objects whose key begins so, after the prefix."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=f"{self._prefix}{below}"
+        )
+        with self._errors():
+            for page in pages:
+                yield from page.get("Contents", ())
+
     def _key(self, sha256: str) -> str:
         return f"{self._prefix}images/{check_sha256(sha256)[:2]}/{sha256}"
 
-    def _mark(self, sha256: str) -> str:
-        return f"{self._prefix}used/{check_sha256(sha256)}"
+    def _mark(self, sha256: str) -> None:
+        key = f"{self._prefix}used/{check_sha256(sha256)}-{secrets.token_hex(8)}"
+        with self._errors():
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"")
+
+    def _marks(self, sha256: str) -> list[dict[str, Any]]:
+        return list(self._listed(f"used/{check_sha256(sha256)}"))
+
+    def _marked_at(self, sha256: str) -> float:
+        """When it was last marked as used (s, Unix); 0.0 if never."""
+        return max(map(_time, self._marks(sha256)), default=0.0)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except self._refused as e:
-            code = str(e.response.get("Error", {}).get("Code", ""))
-            if code in _ABSENT:
-                raise _AbsentError from e
-            raise UnavailableError(
-                f"the object store refuses {self.url} ({code}); does the bucket exist, and may these credentials read, "
-                "write, list and delete in it?"
-            ) from e
+            raise self._refusal(e.response) from e
         except self._failed as e:
             raise UnavailableError(
                 f"the object store of {self.url} does not answer ({type(e).__name__}); is it running, and are "
                 "AWS_ENDPOINT_URL and the credentials right?"
             ) from e
 
+    def _refusal(self, response: Mapping[str, Any]) -> UnavailableError:
+        error = response.get("Error", {})
+        code, status = str(error.get("Code", "")), int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        said = f"{status} {code}" if code != str(status) else code
+        if code in _ABSENT:
+            return _AbsentError(f"the object store has no such object in {self.url} ({said}); does the bucket exist?")
+        if status in _DENIED:
+            return UnavailableError(
+                f"the object store refuses {self.url} ({said}); may these credentials read, write, list and delete in it?"
+            )
+        if status == _TOO_MANY or status >= _FAILED:
+            return UnavailableError(
+                f"the object store of {self.url} fails ({said}); try again later, and look at its own log if that lasts"
+            )
+        why = f": {error['Message']}" if error.get("Message") else ""
+        return UnavailableError(
+            f"the object store does not take a request for {self.url} ({said}{why}); does the bucket exist, and is "
+            "AWS_ENDPOINT_URL the address of a store with the protocol of S3?"
+        )
 
-class _AbsentError(Exception):
+
+class _AbsentError(UnavailableError):
     """There is no such object."""
 
 
-def _time(about: dict[str, Any] | None) -> float:
-    """When an object was written (s, Unix); 0.0 for none."""
-    return 0.0 if about is None else float(about["LastModified"].timestamp())
+def _time(about: Mapping[str, Any]) -> float:
+    """When an object was written (s, Unix)."""
+    return float(about["LastModified"].timestamp())

@@ -91,7 +91,14 @@ class ImageStore(ABC):
     def remove_unused(self, sha256: str, since: float) -> int | None:
         """Remove a photo that was neither written nor marked as used since that point in time (s, Unix).
 
-        Its size in bytes; 0 if it is not there, None if it was used.
+        Its size in bytes; 0 if it is not there, None if it was used. If it is killed meanwhile, `put_back` undoes it.
+        """
+
+    @abstractmethod
+    def put_back(self, since: float) -> int:
+        """Put back what `remove_unused` of a process that was killed, or lost its store, had not removed for good: how many.
+
+        since: as of `remove_unused`. Safe while another process removes photos.
         """
 
 
@@ -176,7 +183,7 @@ class FolderImages(ImageStore):
 
     def remove_unused(self, sha256: str, since: float) -> int | None:
         path = self.path(sha256)
-        aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        aside = path.with_name(f"{TEMPORARY}{sha256}-{secrets.token_hex(8)}")
         try:
             if path.stat().st_mtime >= since:
                 return None
@@ -193,3 +200,18 @@ class FolderImages(ImageStore):
         except OSError as e:
             raise storage_error(path, e) from e
         return about.st_size
+
+    def put_back(self, since: float) -> int:
+        put_back = 0
+        for aside in self.root.glob(f"[0-9a-f][0-9a-f]/{TEMPORARY}*-*"):
+            path = aside.with_name(aside.name.removeprefix(TEMPORARY).partition("-")[0])
+            try:
+                # without a mark it was to go, and goes as what any killed process leaves
+                if is_sha256(path.name) and aside.stat().st_mtime >= since and not path.exists():
+                    aside.rename(path)
+                    put_back += 1
+            except FileNotFoundError:  # its process lives
+                continue
+            except OSError as e:
+                raise storage_error(path, e) from e
+        return put_back

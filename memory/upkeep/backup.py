@@ -34,7 +34,7 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.photos.image_store import ImageStore
 from refdiff.memory.schema import MAIN, MOVED, open_server
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import PHOTOS
+from refdiff.memory.stores import PHOTOS, check_bucket
 from refdiff.memory.timestamps import utc_now
 from refdiff.memory.upkeep.contents import STAGING, check_database, files, is_database, is_kept, reading
 from refdiff.memory.upkeep.move import check_empty, copy_to_file, move_records
@@ -91,10 +91,13 @@ def back_up(
 
     server: the open database of a home whose records are on a server. images: the photos of one that has them in a bucket.
     The goldens of a Qdrant server are not in the home, and not in the backup; neither are checkpoints in Postgres.
-    Raises InputError (the target exists, or lies in the home), StorageError (a damaged database, a full disk),
+    Raises InputError (the target exists, or lies in the home), StorageError (a damaged database, a full disk, photos in a
+    bucket without `images`, one that was removed meanwhile),
     UnavailableError (a server does not answer).
     """
     home, target = home.absolute(), target.expanduser().absolute()
+    if images is None:
+        check_bucket(home, None)
     if server is None and not (home / MAIN).exists():
         raise InputError(f"{home}: no home of refdiff (it has no {MAIN}); set REFDIFF_HOME")
     if os.path.lexists(target):
@@ -124,11 +127,15 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         file = path.open("rb")
     except FileNotFoundError as e:
-        raise StorageError(f"{path}: removed meanwhile (refdiff prune?); back up again") from e
+        raise _removed_meanwhile(path) from e
     except OSError as e:
         raise StorageError(f"{path}: cannot be read ({e.strerror}); check its owner and permissions") from e
     with file:
         yield file
+
+
+def _removed_meanwhile(place: Path | str) -> StorageError:
+    return StorageError(f"{place}: removed meanwhile (refdiff prune?); back up again")
 
 
 def _write(
@@ -183,8 +190,11 @@ def _write(
             add(place, other)
     if images is not None:
         for sha256 in photos:
-            with contextlib.suppress(UnknownRecordError), images.opened(sha256) as photo:  # or removed meanwhile
-                add_copy(Path(PHOTOS, sha256[:2], sha256), photo)
+            try:
+                with images.opened(sha256) as photo:
+                    add_copy(Path(PHOTOS, sha256[:2], sha256), photo)
+            except UnknownRecordError as e:
+                raise _removed_meanwhile(images.where(sha256)) from e
     text = json.dumps({"refdiff_backup": FORMAT} | asdict(manifest), indent=1) + "\n"
     with tempfile.TemporaryFile(dir=scratch) as listed:
         listed.write(text.encode())

@@ -12,7 +12,7 @@ from typing import Any
 
 from refdiff.memory.kinds import OPERATOR_FILE
 from refdiff.memory.schema import MOVED
-from refdiff.memory.stores import PHOTOS_MOVED, PHOTOS_URL
+from refdiff.memory.stores import PHOTOS_MOVED, PHOTOS_MOVING, PHOTOS_URL
 from refdiff.model.files import is_leftover, storage_error
 
 STAGING = ".restoring"  # where a restore collects files until they are checked
@@ -20,7 +20,7 @@ _BUSY_S = 30.0
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _TRANSIENT = ("-wal", "-shm", "-journal", ".lock")
 # the operator's key is made anew where it is missing, and a home that is restored has its photos in its folder at first
-_NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE, PHOTOS_MOVED, PHOTOS_URL}
+_NOT_KEPT = {"locks", "logs", STAGING, MOVED, OPERATOR_FILE, PHOTOS_MOVED, PHOTOS_MOVING, PHOTOS_URL}
 
 
 def is_kept(place: Path) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from refdiff.memory.photos.bucket_images import BucketImages
 from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.schema import MAIN, MOVED, MOVING, new_file, open_main, open_server
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, open_images
-from refdiff.model.errors import InputError, StorageError, UnavailableError
-from refdiff.model.files import storage_error
+from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, PHOTOS_MOVING, check_bucket, note_bucket
+from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError, UnknownRecordError
+from refdiff.model.files import make_folder, storage_error
 from refdiff.model.progress import Progress, silent
 
 _AT_ONCE = 200  # rows
@@ -57,30 +59,68 @@ def move_records(settings: MemorySettings, progress: Progress = silent) -> dict[
     return copied
 
 
-def move_photos(settings: MemorySettings, progress: Progress = silent) -> int:
-    """Copy all photos of the home into the bucket of `settings.objects_url`: how many. The folder stays as `images-moved`.
+@dataclass
+class MovedPhotos:
+    photos: int  # that are in the bucket now
+    damaged: list[str] = field(default_factory=list)  # sha256 of those that are not, and stay in the folder
 
-    Nothing else may use the home meanwhile. What was interrupted is repeated. Raises InputError (no URL, a damaged photo),
-    UnavailableError, StorageError.
+
+def move_photos(settings: MemorySettings, progress: Progress = silent) -> MovedPhotos:
+    """Copy all photos of the home into the bucket of `settings.objects_url`. The folder stays as `images-moved`.
+
+    What was interrupted is repeated. Photos that other processes take meanwhile are moved, too; what one of them takes
+    afterwards lies in `images` again, and is moved by another call. Raises InputError (no URL, no photos), UnavailableError,
+    StorageError.
     """
     home, url = settings.home, settings.objects_url
     if url is None:
         raise InputError("set REFDIFF_OBJECTS_URL to the bucket that is to have the photos: s3://bucket/prefix")
-    if not (home / PHOTOS).is_dir():
+    check_bucket(home, url)
+    folder, moving, aside = home / PHOTOS, home / PHOTOS_MOVING, home / PHOTOS_MOVED
+    if not folder.is_dir() and not moving.is_dir():
         raise InputError(f"{home}: it has no {PHOTOS}/; nothing is to be moved")
-    if (home / PHOTOS_MOVED).exists():
-        raise InputError(f"{home / PHOTOS_MOVED}: already there; delete it, or move it elsewhere")
     with hold_lock(home / "serve.lock", UnavailableError(f"a refdiff server is using {home}; stop it first")):
-        here, there = FolderImages(home / PHOTOS), BucketImages(url)
-        photos = sorted(here.ids())
-        for number, sha256 in enumerate(photos, start=1):
-            here.check(sha256)
-            with here.opened(sha256) as photo:
-                there.put_file(photo)
-            progress("photos", number, len(photos))
-        _rename(home / PHOTOS, home / PHOTOS_MOVED)
-        open_images(settings)  # which notes where they are
-    return len(photos)
+        there, copied, damaged = BucketImages(url), set[str](), set[str]()
+
+        def copy(source: Path) -> None:
+            here = FolderImages(source)
+            photos = sorted({*here.ids()} - copied)
+            for number, sha256 in enumerate(photos, start=1):
+                with contextlib.suppress(UnknownRecordError):  # pruned meanwhile
+                    try:
+                        here.check(sha256)
+                    except DamagedError:
+                        damaged.add(sha256)
+                        continue
+                    with here.opened(sha256) as photo:
+                        there.put_file(photo)
+                    copied.add(sha256)
+                progress("photos", number, len(photos))
+
+        while moving.is_dir() or folder.is_dir():
+            if not moving.is_dir():
+                copy(folder)
+                note_bucket(home, url)  # before anything else tells that they are not in the folder
+                _rename(folder, moving)
+            copy(moving)  # what came since, and what an interrupted move left
+            if aside.exists():
+                _merge(moving, aside)
+            else:
+                _rename(moving, aside)
+    return MovedPhotos(len(copied), sorted(damaged - copied))  # which may have been sent again
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Move the photos of one folder into another one that has some already, and remove the first."""
+    here, there = FolderImages(source), FolderImages(target)
+    try:
+        for sha256 in list(here.ids()):
+            place = there.path(sha256)
+            make_folder(place.parent)
+            shutil.move(here.path(sha256), place)
+        shutil.rmtree(source)
+    except OSError as e:
+        raise storage_error(source, e) from e
 
 
 def copy_to_file(source: Database, target: Path, progress: Progress = silent) -> None:

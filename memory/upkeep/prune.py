@@ -13,10 +13,10 @@ import contextlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inspect, null, select, text, true, update
 
@@ -101,6 +101,16 @@ class GoldenPhotos:
         return sha256 in self.sha256 or any(make_golden_id(p, sha256) in self.golden_ids for p in products)
 
 
+class Waiting(Protocol):
+    """What inspections are resumed with."""
+
+    def threads(self) -> list[str]:
+        """Ids of the inspections that have something."""
+
+    def remove(self, inspection_id: str) -> None:
+        """Forget all of one."""
+
+
 @dataclass
 class Pruned:
     """What was removed, or with a dry run would be."""
@@ -132,15 +142,15 @@ def prune(
     drawn: Path,
     dry_run: bool = False,
     progress: Progress = silent,
-    forget: Callable[[str], None] = lambda inspection_id: None,
+    waiting: Waiting | None = None,
 ) -> Pruned:
     """Remove the inspections that the filter matches, but for those that are needed (`Pruned.kept`).
 
-    drawn: folder of the pictures that were drawn later, a sub-folder for each inspection. by: who, for the audit. forget:
-    called with each inspection that waited for a person. Raises StorageError, UnavailableError; what was removed until then
-    is recorded, and the call can be repeated.
+    drawn: folder of the pictures that were drawn later, a sub-folder for each inspection. by: who, for the audit. waiting:
+    forgets what removed inspections waited with for a person, also those of a run that was killed. Raises StorageError,
+    UnavailableError; what was removed until then is recorded, and the call can be repeated.
     """
-    return _Prune(stores, goldens, wanted, by, drawn, progress, forget).run(dry_run)
+    return _Prune(stores, goldens, wanted, by, drawn, progress, waiting).run(dry_run)
 
 
 @dataclass
@@ -152,7 +162,6 @@ class _Removal:
     product: str
     photo: str | None  # sha256
     report_sha256: str
-    waits: bool  # for a person
     record_bytes: int
     photos: list[str]  # sha256 of all that its report names, but for those of golden samples
 
@@ -160,10 +169,10 @@ class _Removal:
 class _Prune:
     def __init__(
         self, stores: Stores, goldens: GoldenPhotos, wanted: Filter, by: str, drawn: Path, progress: Progress,
-        forget: Callable[[str], None],
+        waiting: Waiting | None,
     ) -> None:  # fmt: skip
         self._stores, self._goldens, self._wanted, self._by = stores, goldens, wanted, by
-        self._drawn, self._progress, self._forget = drawn, progress, forget
+        self._drawn, self._progress, self._waiting = drawn, progress, waiting
         self._in_use_since = time.time() - _IN_USE_S
         self._products: list[str] = []
         self._done = Pruned()
@@ -180,9 +189,14 @@ class _Prune:
             if dry_run:
                 self._foresee(conn, home, total)
                 return self._done
+        self._stores.images.put_back(self._in_use_since)  # first: a record may rely on one of them
         self._records(total)
         with self._stores.db.snapshot() as conn:
             removed = _removed(conn)
+        if self._waiting is not None:
+            for inspection_id in removed.keys() & self._waiting.threads():
+                self._waiting.remove(inspection_id)
+        with self._stores.db.snapshot() as conn:  # without what those named
             needed = self._needed(conn, _I.report != NO_REPORT, {*conn.scalars(select(_C.sha256))})
         self._sweep(home, removed, needed)
         if self._stores.db.path is not None:
@@ -205,9 +219,6 @@ class _Prune:
                 unlike += len(rows) - len(going)
                 if going:
                     self._remove(conn, going)
-            for removal in going:
-                if removal.waits:
-                    self._forget(removal.inspection_id)
             self._done.inspections += len(going)
             self._progress("removing records", self._done.inspections, total)
             time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))  # let others write
@@ -222,7 +233,7 @@ class _Prune:
                 if content_digest(json.loads(row.report)) == row.report_sha256:
                     photos = {*like_sha256([row.report]), *filter(None, [row.photo])}
                     found.append(_Removal(
-                        row.inspection_id, row.part_id, row.product, row.photo, row.report_sha256, bool(row.waits),
+                        row.inspection_id, row.part_id, row.product, row.photo, row.report_sha256,
                         len(row.report) + row.picture_bytes,
                         sorted(p for p in photos if not self._goldens.need(p, self._products)),
                     ))  # fmt: skip
@@ -413,7 +424,6 @@ def _rows(wanted: Filter) -> Any:
     return (
         select(
             t.inspections, filed_as.scalar_subquery().label("report_sha256"), size.label("picture_bytes"),
-            _WAITS.label("waits"),
         )
         .where(_matching(wanted), _why_kept(wanted.open_too).is_(None))
         .order_by(_I.seq)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import Json, shown_path
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.settings import MemorySettings
     from refdiff.memory.upkeep.backup import Manifest
     from refdiff.memory.upkeep.doctor import Examination, Finding
+    from refdiff.memory.upkeep.move import MovedPhotos
+    from refdiff.model.progress import Progress
     from refdiff.server.cli.installation import Check, Use
 
 _UNSOUND = 65
@@ -134,6 +139,7 @@ def backup(
     Every file is listed with its sha256. Records in Postgres are in it, as one consistent state, and photos in an object
     store. The golden samples of a Qdrant server are not: use Qdrant's snapshots.
     """
+    from refdiff.memory.photos.image_store import FolderImages
     from refdiff.memory.schema import open_main
     from refdiff.memory.stores import open_images
     from refdiff.memory.upkeep.backup import back_up
@@ -141,17 +147,18 @@ def backup(
     memory = settings().memory
     with contextlib.ExitStack() as opened, output.progress("backing up") as moved:
         server = opened.enter_context(open_main(memory)) if memory.database_url is not None else None
-        images = open_images(memory) if memory.objects_url is not None else None
-        made = back_up(memory.home, target, moved, server, images)
+        images = open_images(memory)  # refuses settings under which they would be missed
+        elsewhere = None if isinstance(images, FolderImages) else images
+        made = back_up(memory.home, target, moved, server, elsewhere)
     if memory.qdrant_url is not None:
         output.note("the golden samples are on a Qdrant server and not in this backup; take a snapshot there too")
     if made.damaged:
         output.note(f"{len(made.damaged)} photos were damaged already; `refdiff doctor` names them")
     if made.missing:
+        setting = "REFDIFF_OBJECTS_URL" if elsewhere else "REFDIFF_HOME"
         output.note(
             f"{len(made.missing)} photos of parts are not in {memory.objects_url or shown_path(memory.home)}, and not in "
-            f"this backup; is that where these records have them ({'REFDIFF_OBJECTS_URL' if images else 'REFDIFF_HOME'})? "
-            "`refdiff doctor` names them"
+            f"this backup; is that where these records have them ({setting})? `refdiff doctor` names them"
         )
     lacks = {"damaged": made.damaged, "missing": made.missing}
     emit(_written(target, made) | lacks, f"{_size(made)} in {shown_path(target)}")
@@ -164,10 +171,10 @@ def restore(
     """Restore a backup into the home folder (REFDIFF_HOME), which must be missing or empty.
 
     Every file is compared with its sha256 before any takes its place. With REFDIFF_DATABASE_URL, the records go into that
-    database, which must have none; with REFDIFF_OBJECTS_URL, the photos into that bucket.
+    database, which must have none; with REFDIFF_OBJECTS_URL, the photos into that bucket, but for damaged ones. If that is
+    interrupted once the files are there, `refdiff move-photos` does the rest.
     """
     from refdiff.memory.upkeep import backup as backups
-    from refdiff.memory.upkeep.move import move_photos
 
     memory = settings().memory
     home = memory.home
@@ -176,16 +183,43 @@ def restore(
             made = backups.restore(source, home, moved)
         else:
             made = backups.restore_to_server(source, memory, moved)
-        if memory.objects_url is not None and (home / "images").exists():
-            move_photos(memory, moved)
+        into_bucket = _photos_into_bucket(memory, moved)
     with open_stores() as stores:
         checked = stores.audit.verify_store()
     if checked.problem is not None:
         output.note(f"the audit trail was not intact when the backup was made: {checked.problem}")
+    if into_bucket.damaged:
+        output.note(f"{_not_moved(into_bucket)}; they are in the backup")
     emit(
         _written(home, made) | {"audit": {"records": checked.records, "intact": checked.problem is None}},
         f"{_size(made)} of {made.made_at[:19]} UTC in {shown_path(home)}",
     )
+
+
+def _photos_into_bucket(memory: MemorySettings, moved: Progress) -> MovedPhotos:
+    """What a backup put into the folder, if there is a bucket; the folder goes, as the backup has it."""
+    from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED
+    from refdiff.memory.upkeep.move import MovedPhotos, move_photos
+    from refdiff.model.files import storage_error
+
+    if memory.objects_url is None or not (memory.home / PHOTOS).exists():
+        return MovedPhotos(0)
+    try:
+        found = move_photos(memory, moved)
+    except BaseException:
+        output.note(
+            "all is restored, but not all photos are in the bucket of REFDIFF_OBJECTS_URL yet; repeat: refdiff move-photos"
+        )
+        raise
+    try:
+        shutil.rmtree(memory.home / PHOTOS_MOVED)
+    except OSError as e:
+        raise storage_error(memory.home / PHOTOS_MOVED, e) from e
+    return found
+
+
+def _not_moved(found: MovedPhotos) -> str:
+    return f"{len(found.damaged)} photos are damaged, and not in the bucket: {few(found.damaged)}"
 
 
 def move_records(_json: Json = False) -> None:
@@ -213,17 +247,24 @@ def move_records(_json: Json = False) -> None:
 def move_photos(_json: Json = False) -> None:
     """Move the photos of this home into the bucket of REFDIFF_OBJECTS_URL (s3://bucket/prefix).
 
-    Stop everything that uses the home first. If it is interrupted, repeat it. The folder stays as images-moved.
+    Stop everything that uses the home first. If it is interrupted, repeat it. The folder stays as images-moved. Damaged
+    photos are named and stay there alone.
     """
     from refdiff.memory.stores import PHOTOS_MOVED
     from refdiff.memory.upkeep import move
 
     memory = settings().memory
     with output.progress("moving") as moved:
-        copied = move.move_photos(memory, moved)
+        found = move.move_photos(memory, moved)
+    may = " and may be deleted"
+    if found.damaged:
+        output.note(
+            f"{_not_moved(found)}; they stay in {PHOTOS_MOVED}. Take them from a backup, or send the photos again"
+        )
+        may = ""
     emit(
-        {"photos": copied, "url": memory.objects_url},
-        f"{copied} photos are in {memory.objects_url}; {PHOTOS_MOVED} stays in {shown_path(memory.home)} and may be deleted",
+        {"photos": found.photos, "damaged": found.damaged, "url": memory.objects_url},
+        f"{found.photos} photos are in {memory.objects_url}; {PHOTOS_MOVED} stays in {shown_path(memory.home)}{may}",
     )
 
 

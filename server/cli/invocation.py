@@ -29,6 +29,7 @@ class Invocation:
     options: dict[str, Any] = field(default_factory=dict)  # settings given on the command line
     env_file: Path | None = None  # settings file named on the command line or by REFDIFF_ENV_FILE
     settings: Settings | None = None
+    new_home: Path | None = None  # made by this run, which was to look at its records: perhaps misspelt
     runs_long: bool = False  # for hours: what is slower to start and faster then pays
 
 
@@ -76,7 +77,12 @@ def _set_up_logging(level: str) -> None:
 def open_stores() -> Stores:
     from refdiff.memory.stores import Stores
 
-    return Stores.open(settings().memory)
+    home = settings().memory.home
+    is_new = not home.exists()
+    stores = Stores.open(settings().memory)
+    if is_new:
+        current().new_home = home.absolute()
+    return stores
 
 
 def open_workspace(*, shared: bool = False, **options: Any) -> Workspace:

@@ -132,7 +132,10 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in (own[: own.index("--")] if "--" in own else own)
     with invocation.begin(as_json):
         output.prepare_streams(as_json)
-        return _guarded(own)
+        code = _guarded(own)
+        if (home := invocation.current().new_home) is not None:
+            output.note(f"{home} was not there and is a new home folder now; if yours is elsewhere, set REFDIFF_HOME")
+        return code
 
 
 def _guarded(own: list[str]) -> int:

@@ -70,15 +70,15 @@ def prune(
                 raise UnknownProductError(
                     f"no inspection of product {wanted.product!r}; `refdiff inspections list` shows which there are"
                 )
-        forget = lambda inspection_id: None  # noqa: E731
+        waiting = None
         if open_too and not dry_run:
             from refdiff.agent.checkpoints import open_checkpoints
 
             url = chosen.agent.checkpoint_url or chosen.memory.database_url
-            forget = opened.enter_context(open_checkpoints(chosen.memory.home, url)).remove
+            waiting = opened.enter_context(open_checkpoints(chosen.memory.home, url))
         found = pruning.prune(
             stores, _goldens(stores), wanted, chosen.server.user, drawn=chosen.model.cache / "reports",
-            dry_run=dry_run, progress=moved, forget=forget,
+            dry_run=dry_run, progress=moved, waiting=waiting,
         )  # fmt: skip
     emit({"dry_run": dry_run, "filter": asdict(wanted), "bytes": found.bytes} | asdict(found), *_lines(found, dry_run))
 

@@ -6,6 +6,8 @@ import itertools
 import socket
 
 import boto3
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 
@@ -40,3 +42,8 @@ class OwnS3:
         """As somebody who can reach the bucket."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
         boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+
+    def rot(self, url: str, data: bytes) -> None:
+        """As a disk does: other bytes under the checksum of the former."""
+        bucket, _, key = url.removeprefix("s3://").partition("/")
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket].keys[key].value = data

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 
+from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.memory.audit_chain import REMOVED
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.changes import PRUNE
@@ -78,7 +80,7 @@ def age_photos(stores: Stores) -> None:
 
 
 def pruned(stores: Stores, goldens: GoldenPhotos = NO_GOLDENS, **wanted: Any) -> Pruned:
-    how = {name: wanted.pop(name) for name in ("dry_run", "forget", "progress") if name in wanted}
+    how = {name: wanted.pop(name) for name in ("dry_run", "waiting", "progress") if name in wanted}
     return prune(
         stores,
         goldens,
@@ -184,12 +186,34 @@ def test_what_waits_for_a_person_stays_unless_it_is_asked_for(stores: Stores) ->
     assert found.kept == {"open review": 1, "open blind check": 1, "its photo is proposed as a reference": 1}
     assert [r.inspection_id for r in stores.inspections.open_reviews()] == ["open"]
     intact(stores)
-    forgotten: list[str] = []
-    assert pruned(stores, open_too=True, forget=forgotten.append).inspections == 2
-    assert forgotten == ["open"]
+    assert pruned(stores, open_too=True).inspections == 2
     assert stores.inspections.open_reviews() == []
     assert stores.inspections.search(open_review=True).total == 0
     assert stores.inspections.get("proposed").report
+    intact(stores)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_removed_inspection_waited_with_is_forgotten_and_its_photo_goes(stores: Stores, killed: bool) -> None:
+    """Also by the run after one that was killed between the records and that."""
+    photo, other = file_inspection(stores, "open", "REVIEW"), file_inspection(stores, "young", "REVIEW", at=YOUNG)
+    age_photos(stores)
+    with open_checkpoints(stores.settings.home, None) as checkpoints:
+        for inspection_id, sha256 in (("open", photo), ("young", other)):
+            config: Any = {"configurable": {"thread_id": inspection_id, "checkpoint_ns": ""}}
+            checkpoint = empty_checkpoint() | {"channel_values": {"photo": sha256}, "channel_versions": {"photo": 1}}
+            checkpoints.saver.put(config, checkpoint, {}, {"photo": 1})  # type: ignore[arg-type]
+
+        def kill(what: str, done: int, total: int, note: str = "") -> None:
+            raise Killed
+
+        if killed:
+            with pytest.raises(Killed):
+                pruned(stores, open_too=True, waiting=checkpoints, progress=kill)
+            assert checkpoints.threads() == ["open", "young"]
+        assert pruned(stores, open_too=True, waiting=checkpoints).inspections == (0 if killed else 1)
+        assert checkpoints.threads() == ["young"]
+    assert {photo, other} & held(stores) == {other}
     intact(stores)
 
 

@@ -104,6 +104,16 @@ def test_empty_folder_settings_are_unset(value: str, monkeypatch: pytest.MonkeyP
     assert tmp_path not in (usual[0], usual[1])
 
 
+def test_home_that_is_made_by_a_look_at_it_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "typo"))
+    told = f"{tmp_path / 'typo'} was not there and is a new home folder now; if yours is elsewhere, set REFDIFF_HOME"
+    for expected in (True, False):
+        assert main.run(["inspections", "list", "--json"]) == 0
+        assert (told in " ".join(capsys.readouterr().err.split())) is expected
+
+
 def test_doctor_names_keys_that_expire_soon_until_they_are_rotated(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from refdiff.agent.service import InspectionService
+from refdiff.memory.photos.bucket_images import BucketImages
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import UnavailableError
 from refdiff.server.cli import main
@@ -30,7 +31,7 @@ def bucket(ready: Path, s3: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("REFDIFF_LLM", "off")
     monkeypatch.setenv("REFDIFF_OBJECTS_URL", url)
     assert main.run(["move-photos", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"photos": 22, "url": url}
+    assert json.loads(capsys.readouterr().out) == {"photos": 22, "damaged": [], "url": url}
     return url
 
 
@@ -64,6 +65,45 @@ def test_inspection_waits_while_the_object_store_is_away(s3: Any, monkeypatch: p
             s3.start()
         assert service.wait(job.inspection_id, 120).state == "done"
         assert [r.part_id for r in service.stores.inspections.list()] == ["1"]
+
+
+def test_backup_needs_the_bucket_and_its_restore_leaves_no_photo_in_the_home(
+    ready: Path,
+    bucket: str,
+    s3: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, again = tmp_path / "b", str(s3.new_bucket("again"))
+    monkeypatch.delenv("REFDIFF_OBJECTS_URL")
+    assert main.run(["backup", str(made)]) == 69
+    assert f"its photos are in {bucket}; set REFDIFF_OBJECTS_URL" in capsys.readouterr().err
+    assert not made.exists()
+    monkeypatch.setenv("REFDIFF_OBJECTS_URL", bucket)
+    broken, *others = sorted(BucketImages(bucket).ids())
+    s3.overwrite(BucketImages(bucket).where(broken), b"another")
+    assert main.run(["backup", str(made)]) == 0
+
+    monkeypatch.setenv("REFDIFF_OBJECTS_URL", again)
+    monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("refdiff.memory.photos.bucket_images._TRIES", 1)
+    s3.stop()
+    try:
+        assert main.run(["restore", str(made)]) == 69
+    finally:
+        s3.start()
+    assert "repeat: refdiff move-photos" in capsys.readouterr().err
+    assert main.run(["move-photos", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"photos": 21, "damaged": [broken], "url": again}
+    assert f"1 photos are damaged, and not in the bucket: {broken}" in said.err
+    assert sorted(BucketImages(again).ids()) == others
+
+    monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home2"))
+    assert main.run(["restore", str(made)]) == 0
+    assert broken in capsys.readouterr().err
+    assert not [p.name for p in (tmp_path / "home2").glob("images*")]
 
 
 @pytest.mark.postgres
