@@ -32,7 +32,10 @@ def quantised(network: bytes, inputs: Sequence[Sequence[NDArray[Any]]], *, exact
         if find_spec(package) is None:
             raise InputError("int8 needs onnx and onnxruntime; run: pip install onnx onnxruntime")
     onnx, onnxruntime = import_module("onnx"), import_module("onnxruntime")
-    tools, shapes = (import_module(f"onnxruntime.quantization{m}") for m in ("", ".shape_inference"))
+    tools, shapes = (
+        import_module("onnxruntime.quantization"),
+        import_module("onnxruntime.quantization.shape_inference"),
+    )
     onnxruntime.set_default_logger_severity(3)  # it warns of every constant that it removes
     with tempfile.TemporaryDirectory() as folder:
         source, plain, done = (Path(folder) / f"{name}.onnx" for name in ("source", "plain", "done"))

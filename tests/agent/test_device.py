@@ -8,12 +8,12 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 from edge_parity import ABSENT, Parity, device_reports, installation_reports, on_device, opened, parity
 from safetensors.numpy import load
@@ -382,26 +382,21 @@ def test_export_in_int8_is_calibrated_by_its_networks_and_finds_as_much(turned: 
     assert ", int8, " in on_device("verify", path).stdout
 
 
-def test_int8_that_finds_fewer_defects_is_refused_with_what_it_loses(
-    turned: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("interval", "escapes", "newly_missed", "refused"),
+    [((-0.09, -0.01), (5, 5), 0, True), ((-0.04, 0.01), (5, 5), 0, False),
+     ((-0.04, 0.01), (5, 15), 10, True), ((-0.04, 0.01), (5, 6), 2, False)],
+)  # fmt: skip
+def test_int8_is_refused_where_chance_does_not_explain_what_it_loses(
+    interval: tuple[float, float], escapes: tuple[int, int], newly_missed: int, refused: bool
 ) -> None:
-    """With weights of which nothing is left, networks see nothing."""
-
-    def blind(network: bytes, inputs: list, *, exact_start: bool = False) -> bytes:
-        model = onnx.load_from_string(network)
-        for weights in model.graph.initializer:
-            values = onnx.numpy_helper.to_array(weights)
-            if values.dtype == np.float32 and values.ndim > 1:
-                weights.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1e-6), weights.name))
-        return bytes(model.SerializeToString())
-
-    monkeypatch.setattr(int8, "quantised", blind)
-    with (
-        opened(turned.root) as workspace,
-        pytest.raises(InputError, match=r"finds fewer defects than float32: .* AUROC 0\.\d+ instead of"),
-    ):
-        export_int8(workspace, "part", tmp_path / "part.refdiff")
-    assert not list(tmp_path.iterdir())
+    beside = int8.Beside(
+        good=22, defects=40, auroc=(0.95, 0.93), gained=-0.02, interval=interval, attained=0.05, escapes=escapes,
+        newly_missed=newly_missed, ms=(20.0, 10.0), mb=(15.0, 5.0),
+    )  # fmt: skip
+    said = nullcontext() if not refused else pytest.raises(InputError, match="finds fewer defects than float32: of 40")
+    with said:
+        int8._check("part", beside)
 
 
 def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
