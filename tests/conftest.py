@@ -96,6 +96,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytes
     for name in [n for n in os.environ if n.startswith("REFDIFF_") and n not in _OF_THE_TESTS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("REFDIFF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REFDIFF_BLIND_SHARE", "0")  # drawn at random, it changes what a test sees in one run of many
     monkeypatch.setenv("REFDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("REFDIFF_AUTO_FIT", "0")  # minutes of work in servers of tests that are about something else
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
