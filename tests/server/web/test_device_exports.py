@@ -380,7 +380,7 @@ def test_opening_an_export_tells_damage_from_what_the_machine_lacks(
 
     with monkeypatch.context() as patch:
         patch.setattr("refdiff.model.difference.sessions._openvino", short)
-        with pytest.raises(UnavailableError, match="out of memory"):
+        with pytest.raises(UnavailableError, match="not enough memory"):
             Device.open(export, NO_KEYS, 1)
     for content in (b"", b"no zip", export.read_bytes()[:-30]):
         export.with_name("cut.refdiff").write_bytes(content)
