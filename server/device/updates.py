@@ -167,9 +167,12 @@ class Updates:
 
     @contextlib.contextmanager
     def _held_back(self, digest: str) -> Iterator[None]:
-        """What is wrong with an export is said once. Anything else may pass, and is no word against it."""
+        """What is wrong with an export is said once. Anything else may pass, and is no word against it: also damage, which
+        may have happened on the way."""
         try:
             yield
+        except DamagedError as e:
+            raise DamagedError(f"{e}; refdiff-edge fetches it again") from e
         except InputError as e:
             self._wrong.add(digest)
             raise type(e)(f"{e}; it is held back until refdiff-edge starts again") from e
