@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.errors import DamagedError, UnavailableError
+from refdiff.model.errors import DamagedError, InputError, UnavailableError
 from refdiff.model.files import outage
 
 GraphFormat = Literal["openvino", "onnx"]
@@ -31,6 +33,18 @@ def load_openvino() -> Any:
     # without this package, which says over the network that it was imported, OpenVINO reports nothing
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_module("openvino")  # its own types are incomplete
+
+
+def openvino_files(make: Callable[[Any], Any]) -> dict[str, bytes]:
+    """A network as OpenVINO IR: suffix -> content. make: the package -> a model of it. Raises InputError where openvino is
+    not installed."""
+    if find_spec("openvino") is None:
+        raise InputError("exporting to OpenVINO needs openvino; run: pip install openvino, or use --format onnx")
+    openvino = load_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.xml"
+        openvino.save_model(make(openvino), path, compress_to_fp16=False)
+        return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
 
 
 def cpu_plan(threads: int | None) -> dict[str, Any]:

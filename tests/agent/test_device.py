@@ -391,13 +391,31 @@ def test_export_in_int8_is_calibrated_by_its_networks_and_finds_as_much(turned: 
 def test_int8_is_refused_where_chance_does_not_explain_what_it_loses(
     interval: tuple[float, float], escapes: tuple[int, int], newly_missed: int, refused: bool
 ) -> None:
-    beside = int8.Beside(
+    said = nullcontext() if not refused else pytest.raises(InputError, match="finds fewer defects than float32: of 40")
+    with said:
+        int8._check("part", _beside(interval, escapes, newly_missed))
+
+
+def _beside(interval: tuple[float, float], escapes: tuple[int, int], newly_missed: int) -> int8.Beside:
+    return int8.Beside(
         good=22, defects=40, auroc=(0.95, 0.93), gained=-0.02, interval=interval, attained=0.05, escapes=escapes,
         newly_missed=newly_missed, ms=(20.0, 10.0), mb=(15.0, 5.0),
     )  # fmt: skip
-    said = nullcontext() if not refused else pytest.raises(InputError, match="finds fewer defects than float32: of 40")
-    with said:
-        int8._check("part", beside)
+
+
+def test_int8_that_finds_less_is_not_written(
+    tmp_path: Path, number_format: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").mkdir()
+    for i in range(4):
+        (tmp_path / "good" / f"{i}.png").write_bytes(_turned(i, 3.0 * i, size=(96, 128)))
+    monkeypatch.setattr(int8, "_beside", lambda *_: _beside((-0.09, -0.01), (5, 5), 0))
+    with opened(tmp_path) as workspace:
+        enroll(workspace, "part", [tmp_path / "good"])
+        calibrate(workspace, "part")
+        with pytest.raises(InputError, match="'part' is not exported in int8"):
+            export_int8(workspace, "part", tmp_path / "worse.refdiff")
+    assert not list(tmp_path.glob("*.refdiff"))
 
 
 def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
