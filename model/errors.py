@@ -21,6 +21,7 @@ RefDiffError                    exit 70
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -139,13 +140,26 @@ def no_goldens(
     )
 
 
-_OPENCV_NO_MEMORY = -4
+NO_MEMORY = "not enough memory; close other programs or give it more"
+_SAY_NO_MEMORY = (
+    "bad_alloc",
+    "can't alloc",  # also "can't allocate memory"
+    "can't start new thread",
+    "could not allocate memory",
+    "failed to allocate memory",
+    "failed to map segment from shared object",
+    "insufficient memory",
+    "not enough memory",
+    "out of memory",
+    "resource temporarily unavailable",  # of a thread that cannot be started
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, NumPy, OpenCV or torch says that memory is short: nothing is wrong with the input then."""
-    return (
-        isinstance(error, MemoryError)
-        or getattr(error, "code", None) == _OPENCV_NO_MEMORY
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )
+    """Whether an error of Python or of a library says that memory is short: nothing is wrong with the input then."""
+    if isinstance(error, RefDiffError):
+        return False
+    if isinstance(error, OSError):  # without a number, what Pillow says of a damaged photo
+        return error.errno == errno.ENOMEM
+    # NumPy raises MemoryError; libraries written in C++ have no type for it
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SAY_NO_MEMORY)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from refdiff.model.errors import RefDiffError, StorageError, UnavailableError
+from refdiff.model.errors import NO_MEMORY, RefDiffError, StorageError, UnavailableError, out_of_memory
 
 TEMPORARY = ".tmp-"
 _SCRATCH = f"{TEMPORARY}refdiff-"
@@ -23,8 +23,6 @@ _ABANDONED_S = 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 SHORTAGES = _NO_FILES | {errno.ENOMEM}  # of the machine: they say nothing about the file that was opened
-# torch, OpenCV and threads have no exception type for it
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "insufficient memory", "start new thread")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -146,8 +144,8 @@ def outage(error: BaseException) -> UnavailableError | None:
         return None
     if isinstance(error, sqlite3.Error):
         return storage_error(Path("a database"), error)
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
-        return UnavailableError("this machine is out of memory; it is tried again, but give it more or load it less")
+    if out_of_memory(error):
+        return UnavailableError(NO_MEMORY)
     if isinstance(error, OSError):
         if error.errno in _NO_FILES:
             return UnavailableError(f"too many files and connections are open ({error}); raise the limit (ulimit -n)")

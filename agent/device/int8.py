@@ -24,8 +24,8 @@ from refdiff.agent.evaluation.metrics import image_auroc, paired_auroc_differenc
 from refdiff.agent.verdict.rates import LEVEL
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.memory.rows.calibrations import Calibration
-from refdiff.model.difference.quantised import openvino_files, quantised
-from refdiff.model.difference.sessions import GraphFormat, Run, open_session
+from refdiff.model.difference.quantised import quantised
+from refdiff.model.difference.sessions import GraphFormat, Run, open_session, openvino_files
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
@@ -241,7 +241,9 @@ def _graphs(parts: Mapping[str, bytes]) -> list[str]:
 
 
 def _files(network: bytes, graphs: GraphFormat) -> Mapping[str, bytes]:
-    return openvino_files(network) if graphs == "openvino" else {_SUFFIX: network}
+    if graphs == "onnx":
+        return {_SUFFIX: network}
+    return openvino_files(lambda openvino: openvino.Core().read_model(network, b""))
 
 
 def _ms(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.model.difference.sessions import GraphFormat
@@ -17,6 +18,8 @@ from refdiff.tools.exported.export import export_product
 from refdiff.tools.exported.signing import ExportSettings
 from refdiff.tools.inspection.overview import product_names
 from refdiff.tools.workspace import Workspace
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,21 @@ def export_and_publish(
     workspace: Workspace, product: str, graphs: GraphFormat, *, by: str, progress: Progress = silent
 ) -> Published:
     """Export a product as it is now, and publish that. Raises as `export_product` and `publish`."""
+
+    def write(file: Path) -> None:
+        keys = ExportSettings.read().keys
+        export_product(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=progress)
+
+    return write_and_publish(workspace, product, write, by=by)[1]
+
+
+def write_and_publish(
+    workspace: Workspace, product: str, write: Callable[[Path], Made], *, by: str
+) -> tuple[Made, Published]:
+    """Publish what `write` writes to the path that it is given; also what it returns. Raises as both do."""
     with workspace.stores.exports.arriving() as file:
-        export_product(
-            workspace, product, file, graphs=graphs, keys=ExportSettings.read().keys, by=by, progress=progress
-        )
-        return publish(workspace, product, file, by=by)
+        made = write(file)
+        return made, publish(workspace, product, file, by=by)
 
 
 def _known(workspace: Workspace, product: str) -> str:

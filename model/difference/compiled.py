@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refdiff.model.difference.sessions import cpu_plan, load_openvino
+from refdiff.model.difference.sessions import cpu_plan, infer, load_openvino
 from refdiff.model.errors import InputError, StorageError
 from refdiff.model.files import scratch_folder, write_atomic
 from refdiff.model.settings import ModelSettings
@@ -74,12 +74,10 @@ class Compiled:
         self._local = threading.local()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """One result for each that the module returns."""
+        """One result for each that the module returns. Raises UnavailableError where memory is short."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
-        # the next call writes where this one's results lie
-        found = self._local.request.infer([x.numpy(force=True) for x in inputs], share_inputs=True, share_outputs=True)
-        return tuple(torch.from_numpy(found[i].copy()) for i in range(len(found)))
+        return tuple(torch.from_numpy(r) for r in infer(self._local.request, [x.numpy(force=True) for x in inputs]))
 
 
 def _digest(module: nn.Module, converter: str) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from refdiff.model.difference.compiled import converted
-from refdiff.model.difference.sessions import GraphFormat, load_openvino
+from refdiff.model.difference.sessions import GraphFormat, openvino_files
 from refdiff.model.errors import InputError
 
 _OPSET = 18  # of ONNX: all that these networks need, and old enough for every runtime of the last years
@@ -27,19 +25,8 @@ def graph_files(module: nn.Module, example: Sequence[Tensor], format: GraphForma
     Raises InputError where the package that writes the format is not installed.
     """
     if format == "openvino":
-        return _openvino_files(module, example)
+        return openvino_files(lambda _: converted(module, example))
     return {".onnx": _onnx_file(module, example)}
-
-
-def _openvino_files(module: nn.Module, example: Sequence[Tensor]) -> dict[str, bytes]:
-    if find_spec("openvino") is None:
-        raise InputError("exporting to OpenVINO needs openvino; run: pip install openvino, or use --format onnx")
-    openvino = load_openvino()
-    model = converted(module, example)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.difference.sessions import load_openvino
 from refdiff.model.errors import InputError
 
 # with what follows a convolution: its result is rounded once, within the range that is left of it
@@ -55,18 +54,6 @@ def quantised(network: bytes, inputs: Sequence[Sequence[NDArray[Any]]], *, exact
             calibrate_method=tools.CalibrationMethod.MinMax,
         )
         return done.read_bytes()
-
-
-def openvino_files(network: bytes) -> dict[str, bytes]:
-    """An ONNX network as OpenVINO IR: suffix -> content. Raises InputError where openvino is missing."""
-    if find_spec("openvino") is None:
-        raise InputError("exporting to OpenVINO needs openvino; run: pip install openvino, or use --format onnx")
-    openvino = load_openvino()
-    with tempfile.TemporaryDirectory() as folder:
-        source, path = Path(folder) / "network.onnx", Path(folder) / "network.xml"
-        source.write_bytes(network)
-        openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=False)
-        return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
 
 
 class _Reader:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.model.errors import DamagedError, UnavailableError
+from refdiff.model.errors import DamagedError, InputError, UnavailableError
 from refdiff.model.files import outage
 
 GraphFormat = Literal["openvino", "onnx"]
@@ -31,6 +33,18 @@ def load_openvino() -> Any:
     # without this package, which says over the network that it was imported, OpenVINO reports nothing
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_module("openvino")  # its own types are incomplete
+
+
+def openvino_files(make: Callable[[Any], Any]) -> dict[str, bytes]:
+    """A network as OpenVINO IR: suffix -> content. make: the package -> a model of it. Raises InputError where openvino is
+    not installed."""
+    if find_spec("openvino") is None:
+        raise InputError("exporting to OpenVINO needs openvino; run: pip install openvino, or use --format onnx")
+    openvino = load_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.xml"
+        openvino.save_model(make(openvino), path, compress_to_fp16=False)
+        return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
 
 
 def cpu_plan(threads: int | None) -> dict[str, Any]:
@@ -51,19 +65,19 @@ def cores() -> int:
 def open_session(format: GraphFormat, files: Mapping[str, bytes], name: str, threads: int | None) -> Run:
     """The network whose files are `files` (suffix -> content: .xml and .bin, or .onnx), ready to run; threads may share it.
 
-    name: what errors call it. Raises UnavailableError where the package that runs it is not installed or memory is short,
-    DamagedError where it cannot be read.
+    name: what errors call it. Raises UnavailableError where the package that runs it is not installed or memory is short
+    (the network, too), DamagedError where it cannot be read.
     """
     package = _PACKAGES[format]
     if find_spec(package) is None:
         raise UnavailableError(f"{name} is in the format {format}; run: pip install {package}")
     try:
         return (_openvino if format == "openvino" else _onnx)(files, threads)
-    except ImportError as e:
-        raise UnavailableError(f"{package} cannot be loaded ({e}); install it again: pip install {package}") from e
     except Exception as e:  # each library has its own types
         if (lacking := outage(e)) is not None:
             raise lacking from e
+        if isinstance(e, ImportError):
+            raise UnavailableError(f"{package} cannot be loaded ({e}); install it again: pip install {package}") from e
         raise DamagedError(f"{name} cannot be read by {package} ({type(e).__name__}: {e}); export it again") from e
 
 
@@ -75,11 +89,18 @@ def _openvino(files: Mapping[str, bytes], threads: int | None) -> Run:
     def run(*inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         if not hasattr(local, "request"):
             local.request = compiled.create_infer_request()
-        # the next call writes where this one's results lie
-        found = local.request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True, share_outputs=True)
-        return [found[i].copy() for i in range(len(found))]
+        return infer(local.request, [np.ascontiguousarray(x) for x in inputs])
 
     return run
+
+
+def infer(request: Any, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+    """The results of an inference request of OpenVINO. Raises UnavailableError where it lacks memory."""
+    found = request.infer(inputs, share_inputs=True, share_outputs=True)
+    results = [found[i].copy() for i in range(len(found))]  # the next call writes where this one's lie
+    if not all(r.size for r in results):  # it raises nothing where it cannot allocate them
+        raise UnavailableError("OpenVINO has not enough memory; close other programs or give it more")
+    return results
 
 
 def _onnx(files: Mapping[str, bytes], threads: int | None) -> Run:

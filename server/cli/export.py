@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +14,10 @@ from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, shown_path
 from refdiff.server.cli.output import emit
+
+if TYPE_CHECKING:  # import torch
+    from refdiff.agent.device.int8 import Beside
+    from refdiff.tools.exported.export import Exported
 
 Graphs = Literal["openvino", "onnx"]  # of model/difference/sessions.py
 
@@ -56,7 +59,7 @@ def export(
         raise InputError(
             "name the product, and a file or --publish: refdiff export --product P --out FILE.refdiff [--publish]"
         )
-    from refdiff.agent.device.published import publish as publish_file
+    from refdiff.agent.device.published import write_and_publish
     from refdiff.tools.exported.archive import SUFFIX
     from refdiff.tools.exported.export import export_product
     from refdiff.tools.exported.signing import ExportSettings
@@ -64,22 +67,26 @@ def export(
     if out is not None and out.suffix != SUFFIX:
         raise InputError(f"--out {out}: the name of an export ends in {SUFFIX}")
     by, keys = settings().server.user, ExportSettings.read().keys  # the first reads the file of settings
-    with ExitStack() as stack:
-        workspace, moved = stack.enter_context(open_workspace()), stack.enter_context(output.progress("exporting"))
-        arriving = stack.enter_context(workspace.stores.exports.arriving()) if publish else None
-        file = out or arriving
-        assert file is not None
-        beside = None
-        if int8:
-            from refdiff.agent.device.int8 import export_int8
+    with open_workspace() as workspace, output.progress("exporting") as moved:
 
-            made, beside = export_int8(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=moved)
-        else:
-            made = export_product(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=moved)
-        if arriving is not None:
+        def write(file: Path) -> tuple[Exported, Beside | None]:
+            if int8:
+                from refdiff.agent.device.int8 import export_int8
+
+                return export_int8(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=moved)
+            return export_product(workspace, product, file, graphs=graphs, keys=keys, by=by, progress=moved), None
+
+        def write_both(arriving: Path) -> tuple[Exported, Beside | None]:
+            written = write(out or arriving)
             if out is not None:
                 shutil.copyfile(out, arriving)
-            publish_file(workspace, product, arriving, by=by)
+            return written
+
+        if publish:
+            (made, beside), _ = write_and_publish(workspace, product, write_both, by=by)
+        else:
+            assert out is not None
+            made, beside = write(out)
     place = shown_path(out) if out is not None else f"product {made.manifest.product}"
     lines = [
         f"{place}: {made.golden_samples} golden samples, {made.parts} parts, {made.manifest.nbytes / 1e6:.1f} MB, "

@@ -27,6 +27,10 @@ VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+_MOST_THREADS = 1024  # as `ModelSettings` has it
+_LONGEST = 1e6  # minutes or seconds
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}. See: {self.prog} --help\n")
@@ -41,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("export", type=Path, metavar="EXPORT", help="file of `refdiff export`")
     one.add_argument("photos", type=Path, nargs="+", metavar="PHOTO", help="photo of a part")
     one.add_argument("--part", metavar="ID", help="part id; default: the photo's name without suffix")
-    one.add_argument("--scale-mm-per-px", type=float, metavar="S", help="size of one pixel in mm, if known")
+    one.add_argument("--scale-mm-per-px", type=_scale, metavar="S", help="size of one pixel in mm, if known")
     one.add_argument("--json", action="store_true", help="write the reports as JSON, one line each")
-    _common(one)
+    _threads(one)
     line = commands.add_parser("watch", help="inspect each photo that appears in a folder, exactly once")
     line.add_argument("export", type=Path, metavar="EXPORT", help="file of `refdiff export`")
     line.add_argument("directory", type=Path, metavar="DIR", help="folder that the camera writes to")
@@ -52,26 +56,57 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--server", metavar="URL", help="send reports and photos there (REFDIFF_API_KEY: role inspector)")
     line.add_argument(
-        "--updates-every", type=float, default=10.0, metavar="MIN",
+        "--updates-every", type=_duration, default=10.0, metavar="MIN",
         help="ask the server for a newer export every so many minutes; 0: never",
     )  # fmt: skip
     line.add_argument("--name", default="device", metavar="NAME", help="of this device, in reports")
-    line.add_argument("--scale-mm-per-px", type=float, metavar="S", help="size of one pixel in mm, if known")
+    line.add_argument("--scale-mm-per-px", type=_scale, metavar="S", help="size of one pixel in mm, if known")
     line.add_argument("--once", action="store_true", help="stop when the folder is empty")
     line.add_argument(
-        "--drain-s", type=float, default=10.0, metavar="S", help="how long to wait for the server at the end"
+        "--drain-s", type=_duration, default=10.0, metavar="S", help="how long to wait for the server at the end"
     )
-    _common(line)
+    _threads(line)
     back = commands.add_parser("rollback", help="go back to the export before the one in use, also while `watch` runs")
     back.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of `refdiff-edge watch`")
     check = commands.add_parser("verify", help="check an export: every part, signature and version")
     check.add_argument("export", type=Path, metavar="EXPORT", help="file of `refdiff export`")
-    _common(check)
     return root
 
 
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threads", type=int, metavar="N", help="threads of the networks; default: one per core")
+def _threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=_count, metavar="N", help="threads of the networks; default: one per core")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= _MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {_MOST_THREADS}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    value = _float(text)
+    if not 0 <= value <= _LONGEST:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {_LONGEST:,.0f}")
+    return value
+
+
+def _scale(text: str) -> float:
+    from refdiff.memory.rows.products import check_scale
+    from refdiff.model.errors import InputError
+
+    value = _float(text)
+    try:
+        check_scale(value)
+    except InputError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from e
 
 
 def main() -> None:
@@ -82,6 +117,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     from refdiff.model.errors import RefDiffError
+    from refdiff.model.files import outage
 
     try:
         return _run(parser().parse_args(arguments))
@@ -93,11 +129,11 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; what was inspected before is kept")
         return INTERRUPTED
-    except MemoryError:
-        _say("not enough memory; close other programs or send smaller photos")
-        return 69
-    except Exception as e:  # the last resort
-        traceback.print_exc()
+    except Exception as e:
+        if (lacking := outage(e)) is not None:
+            _say(str(lacking))
+            return lacking.exit_code
+        traceback.print_exc()  # the last resort
         _say(f"internal error ({type(e).__name__}: {e})")
         return INTERNAL
 

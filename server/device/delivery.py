@@ -14,6 +14,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ _FINAL = (400, 413, 422)
 _FILED, _NOT_OURS = 201, 502
 _PATH = "/v1/devices/reports"
 _SHOWN = 300  # characters of an answer
-MOST_BYTES = 64_000  # read of an answer
+_MOST_BYTES = 64_000  # read of an answer
 
 
 def check_server(url: str) -> str:
@@ -53,10 +54,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def ask(request: urllib.request.Request) -> Any:
-    """The answer, as `urlopen` gives it. Raises OSError, HTTPException; HTTPError also for a redirect."""
+def request(url: str, key: str | None, headers: Mapping[str, str], body: bytes | None = None) -> Any:
+    """The answer, as `urlopen` gives it: to GET, with a body to POST. key: API key. Raises OSError, HTTPException;
+    HTTPError also for a redirect."""
+    asked = urllib.request.Request(url, body, {"User-Agent": "refdiff-edge", **headers})
+    if key:
+        asked.add_header("Authorization", f"Bearer {key}")
     https = urllib.request.HTTPSHandler(context=ssl.create_default_context())
-    return urllib.request.build_opener(_NoRedirect, https).open(request, timeout=TIMEOUT_S)
+    return urllib.request.build_opener(_NoRedirect, https).open(asked, timeout=TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class ServerError:
+    """type: as RefDiff servers name it; "" if something else answers."""
+
+    status: int
+    type: str
+    message: str
+
+
+def error_of(error: urllib.error.HTTPError) -> ServerError:
+    """What the answer says; the rest of it is not read."""
+    with error:
+        data = error.read(_MOST_BYTES)
+    said = _json(data, "error")
+    if isinstance(said, dict) and "message" in said:
+        return ServerError(error.code, str(said.get("type", "")), str(said["message"])[:_SHOWN])
+    return ServerError(error.code, "", data[:_SHOWN].decode("utf-8", "replace"))
 
 
 class Delivery:
@@ -150,34 +174,23 @@ class Delivery:
             "difference": (DIFFERENCE, entry.read(DIFFERENCE)),
         }
         body, kind = form(files)
-        request = urllib.request.Request(
-            f"{self._url}{_PATH}", body, {"Content-Type": kind, "User-Agent": "refdiff-edge"}
-        )
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
         try:
-            with ask(request) as answer:
-                if int(answer.status) == _FILED and _inspection_of(answer.read(MOST_BYTES)) == entry.inspection_id:
+            with request(f"{self._url}{_PATH}", self._key, {"Content-Type": kind}, body) as answer:
+                filed = _json(answer.read(_MOST_BYTES), "inspection_id")
+                if int(answer.status) == _FILED and filed == entry.inspection_id:
                     return _FILED, ""
                 return _NOT_OURS, "what answers is no RefDiff server; check the address"
         except urllib.error.HTTPError as e:
-            with e:
-                return e.code, message_of(e.read(MOST_BYTES))
+            said = error_of(e)
+            return said.status, said.message
 
 
-def _inspection_of(answer: bytes) -> object:
+def _json(answer: bytes, name: str) -> object:
+    """A value of a JSON object; None for any other answer."""
     try:
-        return json.loads(answer)["inspection_id"]
+        return json.loads(answer)[name]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def message_of(answer: bytes) -> str:
-    """What the server's error says."""
-    try:
-        return str(json.loads(answer)["error"]["message"])[:_SHOWN]
-    except (ValueError, KeyError, TypeError):
-        return answer[:_SHOWN].decode("utf-8", "replace")
 
 
 def form(files: Mapping[str, tuple[str, bytes]]) -> tuple[bytes, str]:

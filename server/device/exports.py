@@ -116,15 +116,17 @@ class KeptExports:
             self._write(state.model_copy(update=after))
 
     def trying(self) -> str | None:
-        """The export that waits, whose opening counts as tried from now on; None if there is none, or it was tried too
-        often: it is unwanted then."""
+        """The export that waits, whose opening counts as tried from now on; None if there is none. Raises InputError for
+        one that was tried too often, which is unwanted from now on."""
         with self._changing():
             state = self._known()
             if state.waiting is None:
                 return None
             if state.tries >= _TRIES:
                 self._refused(state)
-                return None
+                raise InputError(
+                    f"export {state.waiting[:12]} cannot be used (refdiff-edge ended {state.tries} times while it opened it)"
+                )
             self._write(state.model_copy(update={"tries": state.tries + 1}))
             return state.waiting
 
@@ -313,7 +315,13 @@ class ExportInUse(AbstractContextManager["ExportInUse"]):
         state = self._kept.state()
         if state is not None and state.waiting == self._device.digest:  # its opening could not be written down
             self._kept.adopt(self._device.digest)
-        elif (digest := self._kept.trying()) is not None:
+            return
+        try:
+            digest = self._kept.trying()
+        except InputError as e:
+            self._note(f"{e}; still deciding by {self._device.digest[:12]}")
+            digest = None
+        if digest is not None:
             self._take(digest)
         elif (state := self._kept.state()) is not None and state.current != self._device.digest:
             self._swap(state.current, tried=False)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import re
 import shutil
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -19,7 +17,7 @@ from urllib.parse import quote
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import DamagedError, InputError, StorageError, UnavailableError
 from refdiff.model.files import atomic_path, storage_error
-from refdiff.server.device.delivery import MOST_BYTES, TIMEOUT_S, ask, check_server, message_of
+from refdiff.server.device.delivery import TIMEOUT_S, check_server, error_of, request
 from refdiff.server.device.exports import KeptExports
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.signing import Keys
@@ -78,11 +76,8 @@ class Updates:
         """Ask once, and fetch what is new; whether something was. Raises OSError, HTTPException, RefDiffError."""
         known = [*self._kept.known(), *self._wrong]
         tags = ", ".join(f'"{digest}"' for digest in known)
-        request = urllib.request.Request(self._url, headers={"If-None-Match": tags, "User-Agent": "refdiff-edge"})
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
         try:
-            with ask(request) as answer:
+            with request(self._url, self._key, {"If-None-Match": tags}) as answer:
                 found = _DIGEST.fullmatch(answer.headers.get("ETag", ""))
                 if found is None:
                     raise InputError(f"{self._url}: is no server that has exports for devices")
@@ -96,11 +91,10 @@ class Updates:
                 else:
                     created_at = self._fetch(digest, answer)
         except urllib.error.HTTPError as e:
-            with e:
-                said = e.read(MOST_BYTES)
-                if e.code == http.client.NOT_MODIFIED or (e.code, _type_of(said)) == _UNKNOWN:
-                    return False
-                raise InputError(f"HTTP {e.code}: {message_of(said)}") from e
+            said = error_of(e)
+            if said.status == http.client.NOT_MODIFIED or (said.status, said.type) == _UNKNOWN:
+                return False
+            raise InputError(f"HTTP {said.status}: {said.message}") from e
         self._kept.offer(digest, created_at)
         return True
 
@@ -167,9 +161,12 @@ class Updates:
 
     @contextlib.contextmanager
     def _held_back(self, digest: str) -> Iterator[None]:
-        """What is wrong with an export is said once. Anything else may pass, and is no word against it."""
+        """What is wrong with an export is said once. Anything else may pass, and is no word against it: also damage, which
+        may have happened on the way."""
         try:
             yield
+        except DamagedError as e:
+            raise DamagedError(f"{e}; refdiff-edge fetches it again") from e
         except InputError as e:
             self._wrong.add(digest)
             raise type(e)(f"{e}; it is held back until refdiff-edge starts again") from e
@@ -178,11 +175,3 @@ class Updates:
         if why != self._said and not self._stopping.is_set():
             self._note(f"no newer export: {why}; still deciding by the one in use")
         self._said = why
-
-
-def _type_of(answer: bytes) -> object:
-    """Of an error of a RefDiff server; None for any other answer."""
-    try:
-        return json.loads(answer)["error"]["type"]
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -28,6 +28,7 @@ from refdiff.model.errors import DamagedError, InputError, RefDiffError, Tampere
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
+from refdiff.server.device.command import run
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.export import export_product
 from refdiff.tools.exported.signing import ExportSettings, Keys
@@ -390,13 +391,31 @@ def test_export_in_int8_is_calibrated_by_its_networks_and_finds_as_much(turned: 
 def test_int8_is_refused_where_chance_does_not_explain_what_it_loses(
     interval: tuple[float, float], escapes: tuple[int, int], newly_missed: int, refused: bool
 ) -> None:
-    beside = int8.Beside(
+    said = nullcontext() if not refused else pytest.raises(InputError, match="finds fewer defects than float32: of 40")
+    with said:
+        int8._check("part", _beside(interval, escapes, newly_missed))
+
+
+def _beside(interval: tuple[float, float], escapes: tuple[int, int], newly_missed: int) -> int8.Beside:
+    return int8.Beside(
         good=22, defects=40, auroc=(0.95, 0.93), gained=-0.02, interval=interval, attained=0.05, escapes=escapes,
         newly_missed=newly_missed, ms=(20.0, 10.0), mb=(15.0, 5.0),
     )  # fmt: skip
-    said = nullcontext() if not refused else pytest.raises(InputError, match="finds fewer defects than float32: of 40")
-    with said:
-        int8._check("part", beside)
+
+
+def test_int8_that_finds_less_is_not_written(
+    tmp_path: Path, number_format: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").mkdir()
+    for i in range(4):
+        (tmp_path / "good" / f"{i}.png").write_bytes(_turned(i, 3.0 * i, size=(96, 128)))
+    monkeypatch.setattr(int8, "_beside", lambda *_: _beside((-0.09, -0.01), (5, 5), 0))
+    with opened(tmp_path) as workspace:
+        enroll(workspace, "part", [tmp_path / "good"])
+        calibrate(workspace, "part")
+        with pytest.raises(InputError, match="'part' is not exported in int8"):
+            export_int8(workspace, "part", tmp_path / "worse.refdiff")
+    assert not list(tmp_path.glob("*.refdiff"))
 
 
 def test_export_of_a_version_that_scores_otherwise_is_refused(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,6 +449,7 @@ def test_command_says_what_is_wrong_with_exit_codes(turned: Made, tmp_path: Path
         ("inspect", export, tmp_path / "none.png"): (65, "cannot be read"),
         ("inspect", export): (64, "PHOTO"),
         ("nothing",): (64, "nothing"),
+        ("verify", export, "--threads", "1"): (64, "--threads"),
     }
     for arguments, (code, says) in wrong.items():
         done = on_device(*arguments, check=False)
@@ -437,6 +457,50 @@ def test_command_says_what_is_wrong_with_exit_codes(turned: Made, tmp_path: Path
     for verdict, code in (("PASS", 0), ("FAIL", 1)):
         photo = next(p for p, r in zip(turned.photos, turned.reports, strict=True) if r.verdict == verdict)
         assert on_device("inspect", export, photo, check=False).returncode == code
+
+
+_SHORT_OF_MEMORY = """
+import resource, sys
+import refdiff.agent.device.device, {package}
+from refdiff.server.device.command import run
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + ({more} << 20), -1))
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
+@pytest.mark.parametrize(
+    ("graphs", "package", "more"),
+    # while the file is read, a network is opened, a photo is inspected: OpenVINO says nothing of the last one
+    [("openvino", "openvino", 10), ("openvino", "openvino", 150), ("openvino", "openvino", 420),
+     ("onnx", "onnxruntime", 10), ("onnx", "onnxruntime", 80)],
+)  # fmt: skip
+def test_too_little_memory_is_unavailable_and_no_damaged_export(
+    turned: Made, graphs: GraphFormat, package: str, more: int
+) -> None:
+    command = [sys.executable, "-c", _SHORT_OF_MEMORY.format(package=package, more=more)]
+    command += ["inspect", str(turned.exports[graphs]), str(turned.photos[0]), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 69, done.stdout + done.stderr
+    assert "not enough memory; close other programs or give it more\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "right"),
+    [("--threads", ("0", "-1", "1025", "two"), "1"), ("--updates-every", ("nan", "inf", "-1", "often"), "0"),
+     ("--drain-s", ("nan", "inf", "-1"), "0"), ("--scale-mm-per-px", ("nan", "inf", "0", "-1"), "0.1")],
+)  # fmt: skip
+def test_numbers_out_of_range_are_a_mistake_in_the_command(
+    option: str, values: tuple[str, ...], right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "line").mkdir()
+    watch = ["watch", str(tmp_path / "none.refdiff"), str(tmp_path / "line"), "--out", str(tmp_path / "out")]
+    for value in values:
+        assert run([*watch, f"{option}={value}"]) == 64
+        assert f"argument {option}: " in capsys.readouterr().err
+    assert run([*watch, f"{option}={right}"]) == 65
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_export_holds_nothing_unlisted_and_no_format_that_executes(turned: Made) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from edge_parity import _device_command, _device_environment, _evenly, _named_apart, opened
+from edge_parity import _evenly, _named_apart, device_command, device_environment, opened
 
 from refdiff.agent.device.int8 import export_int8
 from refdiff.agent.evaluation.layouts import read_dataset
@@ -82,8 +82,8 @@ def _inspected(export: Path, photos: list[Path]) -> tuple[list[DefectReport], fl
 
 def _run(export: Path, photos: list[Path]) -> tuple[list[DefectReport], float]:
     before = _children_s()
-    command = _device_command("inspect", export, *photos, "--json", "--threads", "1")
-    done = subprocess.run(command, env=_device_environment(), stdout=subprocess.PIPE, text=True, check=False)
+    command = device_command("inspect", export, *photos, "--json", "--threads", "1")
+    done = subprocess.run(command, env=device_environment(), stdout=subprocess.PIPE, text=True, check=False)
     return [DefectReport.model_validate_json(line) for line in done.stdout.splitlines()], _children_s() - before
 
 

@@ -57,15 +57,17 @@ sys.exit(code)
 
 def on_device(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `refdiff-edge` in a process that cannot import what a device does not have."""
-    command, environment = _device_command(*arguments), _device_environment()
+    command, environment = device_command(*arguments), device_environment()
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=check)
 
 
-def _device_command(*arguments: str | Path) -> list[str]:
+def device_command(*arguments: str | Path) -> list[str]:
+    """`refdiff-edge` in a process that cannot import what a device does not have."""
     return [sys.executable, "-c", _RUN.format(absent=ABSENT), *map(str, arguments)]
 
 
-def _device_environment() -> dict[str, str]:
+def device_environment() -> dict[str, str]:
+    """Of such a process: no setting of this machine but the keys."""
     return {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_") or k.startswith("REFDIFF_EXPORT_")}
 
 
@@ -255,7 +257,7 @@ def _by_device(export: Path, photos: Sequence[Path]) -> Iterator[DefectReport]:
         return
     arguments = ("inspect", export, *photos, "--json", "--threads", "1")
     with subprocess.Popen(
-        _device_command(*arguments), env=_device_environment(), stdout=subprocess.PIPE, text=True
+        device_command(*arguments), env=device_environment(), stdout=subprocess.PIPE, text=True
     ) as running:
         assert running.stdout is not None
         for line in running.stdout:

@@ -305,5 +305,5 @@ class ExportedWorkspace(Workspace):
         return [ExportedNetwork(self.network_run(f"fitted-{i}"), networks.sha256) for i in count]
 
     def network_run(self, name: str) -> Run:
-        """A network of the export, ready to run. Raises DamagedError, InputError."""
+        """A network of the export, ready to run. Raises DamagedError, UnavailableError."""
         return open_network(self.export, name, self.threads)

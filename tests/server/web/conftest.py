@@ -24,6 +24,7 @@ from refdiff.server.web.app import create_app
 from refdiff.server.web.connections import CONNECTIONS, patient
 from refdiff.server.web.serve import access_to
 from refdiff.server.web.sign_in import OperatorSignIn
+from refdiff.tools.exported.export import export_product
 
 
 @dataclass
@@ -102,3 +103,11 @@ def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 yield Running(url, service, keys, access, client, photos, root / "home", settings)
             running.should_exit = True
             thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def export(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `refdiff export`, of the product of the server."""
+    path = tmp_path_factory.mktemp("export") / "board.refdiff"
+    export_product(server.service.workspace, "board", path, by="the first")
+    return path

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from edge_parity import ABSENT
+from edge_parity import device_command, device_environment
 
 from refdiff.agent.device.device import Device, DeviceRecord
 from refdiff.memory.rows.watched import FileIdentity
@@ -29,26 +28,11 @@ from refdiff.server.device.exports import ExportInUse, KeptExports
 from refdiff.server.device.spool import Spool
 from refdiff.server.device.watcher import DeviceWatcher
 from refdiff.server.watch.folder import WatchedFolder
-from refdiff.tools.exported.export import export_product
 from refdiff.tools.inspection.kept_difference import KeptDifference
 
 from .conftest import Running
 
 _NO_GOLDEN = "g-000000000000"
-_WATCH = f"""
-import sys
-for name in {ABSENT!r}:
-    sys.modules[name] = None
-from refdiff.server.device.command import run
-sys.exit(run(sys.argv[1:]))
-"""
-
-
-@pytest.fixture(scope="module")
-def export(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("export") / "board.refdiff"
-    export_product(server.service.workspace, "board", path)
-    return path
 
 
 def _send(server: Running, record: DeviceRecord, photo: bytes, **other: bytes) -> Any:
@@ -205,9 +189,8 @@ def _photos(server: Running, folder: Path, count: int) -> list[str]:
 
 
 def _start(export: Path, folder: Path, out: Path, url: str, key: str, *more: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REFDIFF_")} | {"REFDIFF_API_KEY": key}
-    command = [sys.executable, "-c", _WATCH, "watch", str(export), str(folder), "--out", str(out), "--server", url,
-               "--threads", "1", *more]  # fmt: skip
+    environment = device_environment() | {"REFDIFF_API_KEY": key}
+    command = device_command("watch", export, folder, "--out", out, "--server", url, "--threads", "1", *more)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -229,7 +212,7 @@ def test_watch_survives_kills_and_an_outage_and_files_each_part_once(
     for reports in killed_after:  # while the server is away
         running = _start(export, line, out, away, key)
         deadline = time.monotonic() + 60 + 3 * reports
-        while len(list((out / "reports").glob("*.json"))) < reports:
+        while len(list((out / "outbox").glob("*"))) < reports:
             assert time.monotonic() < deadline
             assert running.poll() is None, running.communicate()
             time.sleep(0.01)
