@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, func, insert, select, update
@@ -60,22 +60,33 @@ class BatchStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def begin(self, source: str, by: str, origin: str | None = None, digest: str | None = None) -> tuple[str, bool]:
-        """Open a batch, whose parts follow as jobs: its id, e.g. "batch-20260131-141500-5f3a9c", and whether it is new.
+    def begin(
+        self,
+        source: str,
+        by: str,
+        origin: str | None = None,
+        digest: str | None = None,
+        lasts: timedelta | None = None,
+    ) -> str:
+        """Open a batch, whose parts follow as jobs, or find that of the same origin: its id, e.g.
+        "batch-20260131-141500-5f3a9c".
 
         origin: the caller's own key, by which a repeated request finds the batch again. digest: of what the caller sent;
-        another one for the same origin raises InputError.
+        another one for the same origin raises InputError. lasts: how long the key is remembered; default: for good.
         """
         batch_id = f"batch-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         values = {"batch_id": batch_id, "source": source, "by": by, "created_at": utc_now()}
         with self._db.transaction() as conn:
             known = None if origin is None else t.get(conn, t.batches, origin=origin)
+            if known is not None and lasts is not None and _age(known) > lasts:
+                conn.execute(update(t.batches).where(_B.batch_id == known.batch_id).values(origin=None))
+                known = None
             if known is None:
                 conn.execute(insert(t.batches).values(**values, origin=origin, digest=digest))
-                return batch_id, True
+                return batch_id
         if known.digest != digest:
             raise InputError("Idempotency-Key: was sent with other parts; take a new one for each batch")
-        return str(known.batch_id), False
+        return str(known.batch_id)
 
     def is_stopped(self, batch_id: str) -> bool:
         """Raises UnknownRecordError."""
@@ -137,6 +148,10 @@ class BatchStore:
         if row is None:
             raise UnknownRecordError(f"no batch {batch_id!r}; see `refdiff batch list`")
         return row
+
+
+def _age(row: Row[Any]) -> timedelta:
+    return datetime.now(UTC) - datetime.fromisoformat(row.created_at)
 
 
 def _batch(conn: Any, row: Row[Any]) -> Batch:

@@ -165,7 +165,7 @@ def test_lock_is_held_by_one_process_or_shared(settings: MemorySettings, stores:
 
 def test_batch_counts_what_became_of_its_parts_and_can_be_stopped(stores: Stores) -> None:
     batches = stores.batches
-    batch_id, _ = batches.begin("photos", "ana")
+    batch_id = batches.begin("photos", "ana")
     add(stores, "i1", "i2", "i3", "i4", priority=BATCH, batch=batch_id)
     add(stores, "other")
     assert (batches.get(batch_id).complete, batches.get(batch_id).over) == (False, False)
@@ -195,7 +195,7 @@ def test_batch_counts_what_became_of_its_parts_and_can_be_stopped(stores: Stores
 
 
 def test_parts_of_batches_leave_the_queue_open_to_people(stores: Stores) -> None:
-    add(stores, "b1", "b2", "b3", priority=BATCH, batch=stores.batches.begin("photos", "ana")[0])
+    add(stores, "b1", "b2", "b3", priority=BATCH, batch=stores.batches.begin("photos", "ana"))
     stores.jobs.add("p1", {}, None, 1)
     with pytest.raises(BusyError):
         stores.jobs.add("p2", {}, None, 1)

@@ -15,7 +15,7 @@ from refdiff.agent.work.batches import BatchPart
 from refdiff.memory.journals.batches import Batch
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.schemas import Limit, request_digest
+from refdiff.server.web.schemas import KEY_LASTS, Limit, request_digest
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 _MOST = 5_000  # parts in one request
@@ -82,7 +82,9 @@ async def add_batch(
     idempotency_key: Annotated[
         str | None,
         Header(
-            max_length=200, description="A repeated key returns the same batch; with other parts it is refused (422)"
+            max_length=200,
+            description="A repeated key returns the same batch for a day, and adds parts that it lacks because the server "
+            "or its disk failed; with other parts it is refused (422)",
         ),
     ] = None,
 ) -> BatchView:
@@ -94,7 +96,7 @@ async def add_batch(
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
     work = partial(
         service.submit_batch, "API", parts, by=caller.name, judge=body.judge, in_order=body.in_order, origin=origin,
-        digest=request_digest(body.model_dump()),
+        digest=request_digest(body.model_dump()), origin_lasts=KEY_LASTS,
     )  # fmt: skip
     return _view(await run_sync(work))
 
