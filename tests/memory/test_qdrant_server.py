@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_http import serving
 from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -337,11 +338,12 @@ def test_server_that_is_no_qdrant_is_told(settings: MemorySettings, tmp_path: Pa
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Other) as http:
-        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-        with pytest.raises(UnavailableError, match=r"is no Qdrant that this version knows; correct QDRANT_URL"):
-            open_on(MemorySettings(home=tmp_path, qdrant_url=f"http://127.0.0.1:{http.server_port}"), "f")
-        http.shutdown()
+    http = HTTPServer(("127.0.0.1", 0), Other)
+    with (
+        serving(http),
+        pytest.raises(UnavailableError, match=r"is no Qdrant that this version knows; correct QDRANT_URL"),
+    ):
+        open_on(MemorySettings(home=tmp_path, qdrant_url=f"http://127.0.0.1:{http.server_port}"), "f")
 
 
 def test_goldens_that_were_there_before_a_server_went_away_are_there_when_it_is_back(
