@@ -71,7 +71,7 @@ class BatchView(BaseModel):
 
 def _view(batch: Batch, failures: dict[str, str] | None = None) -> BatchView:
     plain: dict[str, Any] = asdict(batch)
-    return BatchView(**plain, left_out_count=len(batch.left_out), over=batch.over, failures=failures or {})
+    return BatchView(**plain, over=batch.over, failures=failures or {})
 
 
 @router.post("", status_code=202, responses=responses(413))
@@ -104,7 +104,7 @@ async def add_batch(
 @router.get("", responses=responses())
 def list_batches(service: TheService, _caller: Viewer, limit: Limit = 50) -> list[BatchView]:
     """The newest batches, first."""
-    return [_view(b).model_copy(update={"left_out": []}) for b in service.stores.batches.list(limit)]
+    return [_view(b) for b in service.stores.batches.list(limit)]
 
 
 @router.get("/{batch_id}", responses=responses(404))
