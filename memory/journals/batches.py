@@ -131,7 +131,7 @@ class BatchStore:
         """The newest, first; what was left out is counted, and not in them."""
         columns = [column for column in t.batches.c if column is not _B.left_out]
         with self._db.connection() as conn:
-            found = select(*columns, t.array_length(conn, _B.left_out).label("count"))
+            found: Any = select(*columns, t.array_length(conn, _B.left_out).label("count"))
             rows = conn.execute(found.order_by(_B.seq.desc()).limit(limit)).all()
             return [_batch(conn, row, row._mapping["count"], []) for row in rows]
 
