@@ -393,12 +393,16 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def submit_batch(
         self, source: str, parts: Iterable[BatchPart], *, by: str, judge: Judge = "on-anomaly", in_order: bool = False,
-        origin: str | None = None, digest: str | None = None,
+        origin: str | None = None, digest: str | None = None, origin_lasts: timedelta | None = None,
     ) -> Batch:  # fmt: skip
-        """Accept many parts, which wait behind what people ask for (see `batches.fill`). Raises InputError, StorageError."""
-        found = fill(self.workspace, source, parts, by=by, judge=judge, in_order=in_order, origin=origin, digest=digest)
-        self._queue.look()
-        return found
+        """Accept many parts, which wait behind what people ask for: see `batches.fill`, also for what it raises."""
+        try:
+            return fill(
+                self.workspace, source, parts, by=by, judge=judge, in_order=in_order, origin=origin, digest=digest,
+                origin_lasts=origin_lasts,
+            )  # fmt: skip
+        finally:
+            self._queue.look()  # also where it broke off: what was accepted before is inspected
 
     def cancel(self, inspection_id: str, by: str) -> Inspection:
         """End an inspection that waits; its photo is kept. Raises UnknownRecordError, InputError (running, filed)."""

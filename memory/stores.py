@@ -39,7 +39,10 @@ PHOTOS_URL = "photos-url"  # file that says in which bucket they are instead
 
 
 def open_images(settings: MemorySettings) -> ImageStore:
-    """The photos of a home, in its folder or in a bucket. Raises StorageError where they are elsewhere, UnavailableError."""
+    """The photos of a home, in its folder or in a bucket, which is asked and noted the first time.
+
+    Raises StorageError where they are elsewhere, UnavailableError.
+    """
     home, url = settings.home, settings.objects_url
     folder, before = home / PHOTOS, check_bucket(home, url)
     try:
@@ -57,6 +60,7 @@ def open_images(settings: MemorySettings) -> ImageStore:
 
     images = BucketImages(url)
     if before is None and not is_read_only(home):
+        images.ask()  # no name of a bucket that does not exist is to be kept
         note_bucket(home, url)
     return images
 
@@ -70,7 +74,8 @@ def check_bucket(home: Path, url: str | None) -> str | None:
         raise storage_error(home, e) from e
     if before is not None and before != url:
         raise StorageError(
-            f"{home}: its photos are in {before}; set REFDIFF_OBJECTS_URL to that (it is {url or 'unset'})"
+            f"{home}: its photos are in {before}; set REFDIFF_OBJECTS_URL to that (it is {url or 'unset'}), or, if that was "
+            f"a slip and no photo went there, delete {kept}"
         )
     return before
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,9 +21,8 @@ from refdiff.server.extras import require_extra
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S = (
-    3.0  # longest wait for the collector, also at the end of the process; unless OpenTelemetry's variable says so
-)
+_ANSWER_S = 3.0  # longest wait for an answer of the collector, unless OpenTelemetry's variable says otherwise
+END_S = 5.0  # longest wait for it at the end of the process, where several requests may be due: those beyond are lost
 _UNTOLD = ("/healthz", "/readyz", "/metrics", "/page/", "/static-offline-docs/")
 _provider: Any = None
 
@@ -46,7 +46,9 @@ def exporting(service: str) -> Iterator[None]:
         yield
     finally:
         telemetry.record_with(None)
-        _provider.shutdown()
+        ending = threading.Thread(target=_provider.shutdown, name="end of traces", daemon=True)
+        ending.start()
+        ending.join(END_S)  # the library's own limit is half a minute, longer than some servers are given to end
         _provider = None
 
 

@@ -47,6 +47,8 @@ MANIFESTS: list[dict[str, Any]] = [
 ]
 DRAIN_MARGIN_S = 15  # between the end of an inspection, or of the last request, and that of the process
 OF_THE_BUCKET = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"}  # boto3's own
+_SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+OF_TRACES = set(re.findall(r"`(OTEL_\w+)`", _SETTINGS_PAGE))  # OpenTelemetry's own
 SETTINGS: tuple[type[BaseSettings], ...] = (AgentSettings, ChatSettings, MemorySettings, ModelSettings, ServerSettings)
 
 
@@ -56,7 +58,7 @@ def _known_variables() -> set[str]:
         for name, field in settings.model_fields.items():
             alias = field.validation_alias
             found.add(str(alias).upper() if isinstance(alias, str) else f"REFDIFF_{name.upper()}")
-    return found | {"QDRANT_URL", "QDRANT_API_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT"} | OF_THE_BUCKET
+    return found | {"QDRANT_URL", "QDRANT_API_KEY"} | OF_TRACES | OF_THE_BUCKET
 
 
 def _stage(name: str) -> str:
@@ -84,6 +86,22 @@ def test_compose_uses_only_settings_that_exist() -> None:
         re.findall(r"\b(REFDIFF_\w+)=", _stage("app"))
     )
     assert named <= _known_variables(), named - _known_variables()
+
+
+@pytest.mark.parametrize("name", ["server", "worker"])
+def test_every_setting_reaches_the_containers_of_compose(name: str) -> None:
+    """From a file; but what `environment` names is taken from there, also where it is unset: then from nowhere else."""
+    service = COMPOSE["services"][name]
+    assert service["env_file"] == [{"path": "refdiff.env", "required": False}]
+    assert "/refdiff.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines(), "it may hold secrets"
+    given = service["environment"]
+    fixed = {v for v, value in given.items() if value is not None and not str(value).startswith(f"${{{v}:")}
+    assert fixed == {"REFDIFF_DATABASE_URL", "QDRANT_URL"}, "compose.yaml's own"
+    of_its_servers = (
+        OF_TRACES | OF_THE_BUCKET | set(re.findall(r"^\| `(REFDIFF_QDRANT_\w+)`", _SETTINGS_PAGE, re.MULTILINE))
+    )
+    assert len(OF_TRACES) >= 4
+    assert of_its_servers <= given.keys()
 
 
 def test_compose_services_call_the_ports_they_listen_on() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 
@@ -12,13 +14,14 @@ from refdiff.agent import telemetry
 from refdiff.agent.request import Judge, prepare
 from refdiff.memory.journals.batches import Batch, LeftOut
 from refdiff.memory.journals.jobs import BATCH
-from refdiff.model.errors import InputError, RefDiffError
+from refdiff.model.errors import BusyError, InputError, RefDiffError
 from refdiff.model.files import outage
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, left_out
 from refdiff.tools.workspace import Workspace
 
 _COLUMNS = ("part", "image", "product", "scale_mm_per_px")
 MAX_PARTS = 100_000
+_FILLING_S = 60.0  # longest wait for another request that fills the same batch
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,44 @@ def fill(
     in_order: bool = False,
     origin: str | None = None,
     digest: str | None = None,
+    origin_lasts: timedelta | None = None,
     moved: Callable[[str, int], None] = lambda batch_id, done: None,
 ) -> Batch:
     """Open a batch and put its parts on the queue, where they wait behind what people ask for; each is on the disk then.
 
     source: where the parts come from, for people. in_order: one is inspected after the other. moved: called with the id of
     the batch and how many parts it has taken or left out. Once somebody stops the batch, the rest is left out.
-    origin, digest: as of `BatchStore.begin`; a batch that is known already is returned as it is.
-    Raises InputError,  StorageError and UnavailableError; what was accepted before is inspected all the same.
+    origin, digest, origin_lasts: as of `BatchStore.begin`. A complete batch of that origin is returned as it is; one whose
+    filling broke off gets the parts that it lacks, which must come in the same order again.
+    Raises InputError, StorageError and UnavailableError; what was accepted before is inspected all the same. BusyError if
+    another request fills that batch.
     """
-    stores, accepted, missing = workspace.stores, 0, list[LeftOut]()
+    stores = workspace.stores
     parts = _to_the_end(iter(parts), source)
     parts = chain([next(parts, LeftOut(source, "there is nothing in it"))], parts)  # what is no batch opens none
-    batch_id, new = stores.batches.begin(source, by, origin, digest)
-    if not new:
+    batch_id = stores.batches.begin(source, by, origin, digest, origin_lasts)
+    busy = BusyError(f"{batch_id} is being filled by another request; repeat this one")
+    with nullcontext() if origin is None else stores.db.lock(f"fill {batch_id}", busy, wait_s=_FILLING_S):
+        if not stores.batches.get(batch_id).complete:
+            _put(workspace, batch_id, parts, by, judge, in_order, origin is not None, moved)
         return stores.batches.get(batch_id)
+
+
+def _put(
+    workspace: Workspace, batch_id: str, parts: Iterable[BatchPart | LeftOut], by: str, judge: Judge, in_order: bool,
+    again: bool, moved: Callable[[str, int], None],
+) -> None:  # fmt: skip
+    """Put the parts on the queue. again: it may have been done before, up to some part."""
+    stores, accepted, missing = workspace.stores, 0, list[LeftOut]()
     for done, part in enumerate(parts):
         moved(batch_id, done)
         if isinstance(part, LeftOut):
             missing.append(part)
+            continue
+        # of the batch, not of the caller's key, which may be used for another batch a day later
+        origin = f"{batch_id}:{done}" if again else None
+        if origin is not None and stores.jobs.by_origin(origin) is not None:
+            accepted += 1
             continue
         if stores.batches.is_stopped(batch_id):
             missing.append(LeftOut(part.name, "the batch was stopped"))
@@ -80,14 +102,13 @@ def fill(
             missing.append(LeftOut(part.name, str(e)))
             continue
         stores.jobs.add(
-            request.inspection_id, asdict(request) | telemetry.carried(), None, 0, priority=BATCH, batch=batch_id,
+            request.inspection_id, asdict(request) | telemetry.carried(), origin, 0, priority=BATCH, batch=batch_id,
             line=batch_id if in_order else None,
         )  # fmt: skip
         accepted += 1
     stores.batches.complete(batch_id, accepted, missing)
     if stores.batches.is_stopped(batch_id):  # perhaps between the look and the last part
         stores.batches.stop(batch_id, by)
-    return stores.batches.get(batch_id)
 
 
 def _to_the_end(parts: Iterator[BatchPart | LeftOut], source: str) -> Iterator[BatchPart | LeftOut]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -338,6 +339,11 @@ def clock(conn: Connection) -> ColumnElement[float]:
     if conn.dialect.name == "sqlite":
         return literal(time.time())
     return cast(func.extract("epoch", func.clock_timestamp()), Double)
+
+
+def array_length(conn: Connection, column: ColumnElement[str]) -> ColumnElement[int]:
+    """How many elements the JSON array in a column of text has."""
+    return func.json_array_length(column if conn.dialect.name == "sqlite" else cast(column, JSON))
 
 
 def insert_new(conn: Connection, table: Table, values: Mapping[str, Any]) -> bool:

@@ -276,7 +276,7 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
         return sorted(str(hit.value) for hit in found.hits)
 
     def differences(self) -> builtins.list[str]:
-        """In words, which settings of a server's collection came after it was made, and so do nothing."""
+        """In words, how a server's collection differs from one that would be made now: it is used as it is."""
         return self._differences
 
     def damaged(self) -> builtins.list[DamagedGolden]:

@@ -80,7 +80,8 @@ def dims_of(info: qm.CollectionInfo) -> tuple[int, int]:
 
 
 def differences(settings: MemorySettings, info: qm.CollectionInfo) -> list[str]:
-    """What of the settings that collection was not made with, in words; only those that somebody set."""
+    """What of the settings that collection was not made with, in words, only those that somebody set; and what an earlier
+    version laid out otherwise."""
     params, kept = info.config.params, _vectors(info)["global"]
     made = {
         "qdrant_quantization": _name_of(kept.quantization_config or info.config.quantization_config),
@@ -93,7 +94,17 @@ def differences(settings: MemorySettings, info: qm.CollectionInfo) -> list[str]:
         f"REFDIFF_{name.upper()} is {_shown(wanted)}, it was made with {_shown(value)}"
         for name, value in made.items()
         if name in settings.model_fields_set and (wanted := getattr(settings, name)) not in (None, value)
-    ]
+    ] + _of_earlier_versions(info)
+
+
+def _of_earlier_versions(info: qm.CollectionInfo) -> list[str]:
+    kept, found = _vectors(info), list[str]()
+    graph = kept["global"].hnsw_config
+    if graph is None or graph.m != 0 or not graph.payload_m:
+        found.append("its graph links golden samples of all products")
+    if not kept["patches"].on_disk:
+        found.append("its patches lie in memory")
+    return found
 
 
 def _quantization(settings: MemorySettings) -> qm.QuantizationConfig | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, func, insert, select, update
@@ -44,7 +44,8 @@ class Batch:
     failed: int  # for good, the cancelled ones aside
     cancelled: int
     verdicts: dict[str, int]  # of those that are filed
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out_count: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)  # none in lists of batches
     stopped_at: str | None = None  # ISO 8601, UTC
     stopped_by: str | None = None
 
@@ -60,22 +61,33 @@ class BatchStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def begin(self, source: str, by: str, origin: str | None = None, digest: str | None = None) -> tuple[str, bool]:
-        """Open a batch, whose parts follow as jobs: its id, e.g. "batch-20260131-141500-5f3a9c", and whether it is new.
+    def begin(
+        self,
+        source: str,
+        by: str,
+        origin: str | None = None,
+        digest: str | None = None,
+        lasts: timedelta | None = None,
+    ) -> str:
+        """Open a batch, whose parts follow as jobs, or find that of the same origin: its id, e.g.
+        "batch-20260131-141500-5f3a9c".
 
         origin: the caller's own key, by which a repeated request finds the batch again. digest: of what the caller sent;
-        another one for the same origin raises InputError.
+        another one for the same origin raises InputError. lasts: how long the key is remembered; default: for good.
         """
         batch_id = f"batch-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         values = {"batch_id": batch_id, "source": source, "by": by, "created_at": utc_now()}
         with self._db.transaction() as conn:
             known = None if origin is None else t.get(conn, t.batches, origin=origin)
+            if known is not None and lasts is not None and _age(known) > lasts:
+                conn.execute(update(t.batches).where(_B.batch_id == known.batch_id).values(origin=None))
+                known = None
             if known is None:
                 conn.execute(insert(t.batches).values(**values, origin=origin, digest=digest))
-                return batch_id, True
+                return batch_id
         if known.digest != digest:
             raise InputError("Idempotency-Key: was sent with other parts; take a new one for each batch")
-        return str(known.batch_id), False
+        return str(known.batch_id)
 
     def is_stopped(self, batch_id: str) -> bool:
         """Raises UnknownRecordError."""
@@ -111,26 +123,27 @@ class BatchStore:
     def get(self, batch_id: str) -> Batch:
         """Raises UnknownRecordError."""
         with self._db.connection() as conn:
-            return _batch(conn, self._row(conn, batch_id))
+            row = self._row(conn, batch_id)
+            left_out = [LeftOut(**one) for one in json.loads(row.left_out)]
+            return _batch(conn, row, len(left_out), left_out)
 
     def list(self, limit: int = 50) -> list[Batch]:
-        """The newest, first."""
+        """The newest, first; what was left out is counted, and not in them."""
+        columns = [column for column in t.batches.c if column is not _B.left_out]
         with self._db.connection() as conn:
-            rows = conn.execute(select(t.batches).order_by(_B.seq.desc()).limit(limit)).all()
-            return [_batch(conn, row) for row in rows]
+            found: Any = select(*columns, t.array_length(conn, _B.left_out).label("count"))
+            rows = conn.execute(found.order_by(_B.seq.desc()).limit(limit)).all()
+            return [_batch(conn, row, row._mapping["count"], []) for row in rows]
 
     def failures(self, batch_id: str, limit: int | None = None) -> dict[str, str]:
         """Inspection id -> part and reason of those that failed for good, the cancelled ones aside; the first `limit`."""
-        failed = (_J.batch == batch_id) & (_J.state == "failed")
-        found: dict[str, str] = {}
+        failed = (_J.batch == batch_id) & (_J.state == "failed") & ~_WAS_CANCELLED
+        wanted = select(_J.inspection_id, _J.request, _J.error).where(failed).order_by(_J.seq).limit(limit)
         with self._db.connection() as conn:
-            for inspection_id, request, error in conn.execute(
-                select(_J.inspection_id, _J.request, _J.error).where(failed).order_by(_J.seq)
-            ):
-                told = json.loads(error or "{}")
-                if told.get("type") != CANCELLED and (limit is None or len(found) < limit):
-                    found[inspection_id] = f"part {json.loads(request).get('part_id')}: {told.get('message', '')}"
-        return found
+            return {
+                inspection_id: f"part {json.loads(request).get('part_id')}: {json.loads(error or '{}').get('message', '')}"
+                for inspection_id, request, error in conn.execute(wanted)
+            }
 
     def _row(self, conn: Any, batch_id: str) -> Row[Any]:
         row = t.get(conn, t.batches, batch_id=batch_id)
@@ -139,12 +152,17 @@ class BatchStore:
         return row
 
 
-def _batch(conn: Any, row: Row[Any]) -> Batch:
+def _age(row: Row[Any]) -> timedelta:
+    return datetime.now(UTC) - datetime.fromisoformat(row.created_at)
+
+
+_WAS_CANCELLED = func.coalesce(_J.error, "").like(f'%"type": "{CANCELLED}"%')
+
+
+def _batch(conn: Any, row: Row[Any], left_out_count: int, left_out: list[LeftOut]) -> Batch:
     mine = _J.batch == row.batch_id
     states = dict(map(tuple, conn.execute(select(_J.state, func.count()).where(mine).group_by(_J.state))))
-    cancelled = conn.scalar(
-        select(func.count()).where(mine, _J.state == "failed", _J.error.like(f'%"type": "{CANCELLED}"%'))
-    )
+    cancelled = conn.scalar(select(func.count()).where(mine, _J.state == "failed", _WAS_CANCELLED))
     filed = select(_I.verdict, func.count()).join(t.jobs, _J.inspection_id == _I.inspection_id).where(mine)
     return Batch(
         row.batch_id,
@@ -159,7 +177,8 @@ def _batch(conn: Any, row: Row[Any]) -> Batch:
         states.get("failed", 0) - cancelled,
         cancelled,
         dict(map(tuple, conn.execute(filed.group_by(_I.verdict)))),
-        [LeftOut(**one) for one in json.loads(row.left_out)],
+        left_out_count,
+        left_out,
         row.stopped_at,
         row.stopped_by,
     )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import secrets
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedIOBase, BufferedReader, BytesIO
 from typing import Any
 
@@ -28,8 +30,9 @@ class BucketImages(ImageStore):
     """Objects `<prefix>images/<first two digits>/<sha256>`, and what keeps two processes from losing one.
 
     `<prefix>used/<sha256>-<random>` is written whenever a photo is marked as used. Each is a new object: who removes those
-    that are old cannot remove one that was just written. `<prefix>removing/<sha256>-<random>` is the copy of a photo that is
-    being removed; one that is left belongs to a process that was killed.
+    that are old cannot remove one that was just written. Only the newest of a photo counts; `put_back` removes older ones.
+    `<prefix>removing/<sha256>-<random>` is the copy of a photo that is being removed; one that is left belongs to a process
+    that was killed.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,19 +57,16 @@ class BucketImages(ImageStore):
         except (BotoCoreError, ValueError) as e:
             raise UnavailableError(f"the object store of {self.url}: {e}") from e
 
+    def ask(self) -> None:
+        """Raises UnavailableError where there is no such bucket, or it cannot be listed."""
+        with self._errors():
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+
     def where(self, sha256: str) -> str:
         return f"s3://{self._bucket}/{self._key(sha256)}"
 
     def ids(self) -> Iterator[str]:
-        yield from self.sizes()
-
-    def sizes(self) -> dict[str, int]:
-        """Id -> bytes of all photos."""
-        return {
-            sha256: int(one["Size"])
-            for one in self._listed("images/")
-            if is_sha256(sha256 := one["Key"].rpartition("/")[2])
-        }
+        yield from (s for one in self._listed("images/") if is_sha256(s := one["Key"].rpartition("/")[2]))
 
     def put(self, data: bytes) -> str:
         return self.put_file(BytesIO(data))
@@ -146,7 +146,21 @@ class BucketImages(ImageStore):
                     put_back += 1
             if _time(copy) < since:  # else its process may still need it
                 self._delete(copy["Key"])
+        self._forget_marks(since)
         return put_back
+
+    def _forget_marks(self, since: float) -> None:
+        """Delete the marks older than `since` that no removal needs: all but the newest of each photo, and those of absent
+        photos. A removal that began earlier still finds when a photo was used last."""
+        kept, old = {*self.ids()}, list[str]()
+        marks = itertools.groupby(self._listed("used/"), lambda one: one["Key"].rpartition("/")[2].partition("-")[0])
+        for sha256, of_photo in marks:  # in the order of their names, so those of a photo come together
+            older = sorted(of_photo, key=_time)
+            older = older[:-1] if sha256 in kept else older
+            old += [one["Key"] for one in older if is_sha256(sha256) and _time(one) < since]
+        with ThreadPoolExecutor(_CONNECTIONS) as threads:
+            for _ in threads.map(self._delete, old):
+                pass
 
     def _copy(self, source: str, target: str) -> None:
         """Within the store. Raises _AbsentError."""

@@ -98,7 +98,8 @@ class ImageStore(ABC):
     def put_back(self, since: float) -> int:
         """Put back what `remove_unused` of a process that was killed, or lost its store, had not removed for good: how many.
 
-        since: as of `remove_unused`. Safe while another process removes photos.
+        Also forgets marks of use older than `since` that newer ones have made needless. since: as of `remove_unused`. Safe
+        while another process removes photos.
         """
 
 

@@ -100,6 +100,7 @@ def move_photos(settings: MemorySettings, progress: Progress = silent) -> MovedP
         while moving.is_dir() or folder.is_dir():
             if not moving.is_dir():
                 copy(folder)
+                there.ask()
                 note_bucket(home, url)  # before anything else tells that they are not in the folder
                 _rename(folder, moving)
             copy(moving)  # what came since, and what an interrupted move left

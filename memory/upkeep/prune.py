@@ -209,16 +209,24 @@ class _Prune:
         """Empty the reports, some at a time, each with its audit record."""
         last, unlike = 0, 0
         while True:
+            with self._stores.db.connection() as conn:
+                some = conn.execute(
+                    _rows(self._wanted).with_only_columns(_I.seq, _I.photo).where(_I.seq > last).limit(AT_ONCE)
+                ).all()
+                if not some:
+                    break
+                last = some[-1].seq
+                captured = conn.scalars(
+                    select(_C.sha256).where(_C.sha256.in_([r.photo for r in some])).distinct()
+                ).all()
+            in_use = self._used_of(captured)  # an object store takes its time: nobody waits for it to write
             began = time.monotonic()
             with changing(self._stores.db) as conn:
-                rows = conn.execute(_rows(self._wanted).where(_I.seq > last).limit(AT_ONCE)).all()
-                if not rows:
-                    break
-                last = rows[-1].seq
+                rows = conn.execute(_rows(self._wanted).where(_I.seq.in_([r.seq for r in some]))).all()
                 going = self._as_filed(rows)
                 unlike += len(rows) - len(going)
                 if going:
-                    self._remove(conn, going)
+                    self._remove(conn, going, in_use)
             self._done.inspections += len(going)
             self._progress("removing records", self._done.inspections, total)
             time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))  # let others write
@@ -239,14 +247,16 @@ class _Prune:
                     ))  # fmt: skip
         return found
 
-    def _remove(self, conn: Connection, going: list[_Removal]) -> None:
+    def _remove(self, conn: Connection, going: list[_Removal], in_use: set[str]) -> None:
         ids = [r.inspection_id for r in going]
         conn.execute(delete(t.differences).where(t.differences.c.inspection_id.in_(ids)))
         conn.execute(update(t.inspections).where(_I.inspection_id.in_(ids)).values(report=NO_REPORT))
-        captures, pictures = self._captures(conn, going, _I.report == NO_REPORT), _named_pictures(conn, ids)
+        captures = self._captures(conn, going, _I.report == NO_REPORT)
+        pictures = _named_pictures(conn, ids)
         gone: list[str] = []
         for r in going:
-            captured = captures.pop((r.part_id, r.product, r.photo), [])
+            inspected = captures.pop((r.part_id, r.product, r.photo), [])
+            captured = [] if r.photo in in_use else inspected
             said = {"report_sha256": r.report_sha256, "photos": [*r.photos, *pictures.get(r.inspection_id, [])],
                     "captures": captured, "filter": asdict(self._wanted)}  # fmt: skip
             append(conn, REMOVED, r.inspection_id, self._by, said, facts={"filter": str(self._wanted)})
@@ -269,9 +279,12 @@ class _Prune:
         found: dict[tuple[str, str, str | None], list[str]] = defaultdict(list)
         for row in conn.execute(select(t.captures).where(_C.part_id.in_(parts), done, ~live)):
             key = (row.part_id, row.product, row.sha256)
-            if key in inspected and not self._in_use(row.sha256):
+            if key in inspected:
                 found[key].append(row.capture_id)
         return found
+
+    def _used_of(self, photos: Iterable[str]) -> set[str]:
+        return {sha256 for sha256 in photos if self._in_use(sha256)}
 
     def _in_use(self, sha256: str) -> bool:
         """Whether an inspection may be reading it now."""
@@ -298,8 +311,9 @@ class _Prune:
     def _sweep(self, home: Path, removed: dict[str, list[str]], needed: set[str], *, foreseen: bool = False) -> None:
         """Remove the files of removed inspections, also what a killed run left. foreseen: only count them."""
         gone = {p for photos in removed.values() for p in photos if p not in needed}
-        photos = sorted(p for p in gone if not self._goldens.need(p, self._products))
         images = self._stores.images
+        gone = gone and gone.intersection(images.ids())  # those of earlier runs are not asked for one by one
+        photos = sorted(p for p in gone if not self._goldens.need(p, self._products))
         for number, sha256 in enumerate(photos, start=1):
             if foreseen:
                 size = None if self._in_use(sha256) else images.size(sha256) or 0
@@ -356,7 +370,9 @@ class _Prune:
         captures: set[str] = set()
         for start in range(0, len(going), AT_ONCE):
             some = going[start : start + AT_ONCE]
-            captures.update(c for found in self._captures(conn, some, gone).values() for c in found)
+            found_here = self._captures(conn, some, gone)
+            in_use = self._used_of({photo for _, _, photo in found_here if photo is not None})
+            captures.update(c for key, ids in found_here.items() if key[2] not in in_use for c in ids)
             pictures = _named_pictures(conn, [r.inspection_id for r in some])
             for r in some:
                 r.photos += pictures.get(r.inspection_id, [])

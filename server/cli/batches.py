@@ -72,7 +72,7 @@ def inspect_batch(
     from refdiff.tools.kinds.readers import reader_of
     from refdiff.tools.workspace import Workspace
 
-    ended, stopped = threading.Event(), threading.Event()
+    ended, stopped = threading.Event(), False
     with stopping(ended.set) as interrupted:
         with (
             Workspace.open(chosen.memory, chosen.model, chosen.tools, shared=True) as workspace,
@@ -80,9 +80,10 @@ def inspect_batch(
         ):
 
             def moved(batch_id: str, done: int) -> None:
+                nonlocal stopped
                 show("accepting parts", done, 0)
-                if ended.is_set() and not stopped.is_set():
-                    stopped.set()
+                if ended.is_set() and not stopped:
+                    stopped = True
                     workspace.stores.batches.stop(batch_id, chosen.server.user)
 
             more = reader_of(workspace.kind(product)).suffixes if product else ()
@@ -94,7 +95,7 @@ def inspect_batch(
             if not found.accepted:
                 _emit(stores, found)
                 raise InputError(f"{found.batch_id}: no part could be accepted; see what was left out")
-            output.say(f"{found.batch_id}: {found.accepted} parts accepted, {len(found.left_out)} left out")
+            output.say(f"{found.batch_id}: {found.accepted} parts accepted, {found.left_out_count} left out")
             if wait:
                 with _somebody_inspects(stores) as check:
                     found = _watch(stores, found, ended, check)
@@ -155,7 +156,7 @@ def list_batches(_json: Json = False) -> None:
     shown.columns[0].no_wrap = True  # an id is there to be copied
     for b in found:
         shown.add_row(
-            b.batch_id, output.printable(b.source), minute(b.created_at), str(b.accepted), str(len(b.left_out)),
+            b.batch_id, output.printable(b.source), minute(b.created_at), str(b.accepted), str(b.left_out_count),
             str(b.waiting + b.running), str(b.done), str(b.failed), minute(b.stopped_at),
         )  # fmt: skip
     emit({"batches": [asdict(b) for b in found]}, shown if found else "no batches; begin one: refdiff inspect-batch")
@@ -182,7 +183,7 @@ def _emit(stores: Stores, found: Batch) -> None:
         ("batch", found.batch_id),
         ("from", output.printable(found.source)),
         ("accepted", f"{found.accepted}{'' if found.complete else ' (being filled, or cut off)'}"),
-        ("left out", len(found.left_out)),
+        ("left out", found.left_out_count),
         ("waiting", found.waiting),
         ("running", found.running),
         ("filed", ", ".join(f"{n} {verdict}" for verdict, n in sorted(found.verdicts.items())) or 0),
@@ -193,6 +194,6 @@ def _emit(stores: Stores, found: Batch) -> None:
         rows.append(("stopped", f"{minute(found.stopped_at)} by {found.stopped_by}"))
     lines = [f"left out: {one.name}: {one.reason}" for one in found.left_out[:_SHOWN]]
     lines += [f"failed: {one}: {reason}" for one, reason in list(failures.items())[:_SHOWN]]
-    if max(len(found.left_out), len(failures)) > _SHOWN:
+    if max(found.left_out_count, len(failures)) > _SHOWN:
         lines.append(f"more: refdiff batch show {found.batch_id} --json")
     emit(document, output.facts(rows), *map(output.printable, lines))

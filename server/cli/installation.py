@@ -58,7 +58,7 @@ class Bank:
     status: Status = "broken"  # where it is not known: "warning" if nothing says that the bank itself is broken
     calibrated: list[str] = field(default_factory=list)  # products
     stale: list[str] = field(default_factory=list)  # of those
-    differences: list[str] = field(default_factory=list)  # between a server's collection and the settings, in words
+    differences: list[str] = field(default_factory=list)  # of a server's collection from what would be made now
 
 
 def look_at_bank(memory: MemorySettings) -> Bank:

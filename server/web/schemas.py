@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -22,6 +23,7 @@ from refdiff.tools.golden_samples.enroll import EnrollResult
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many")]
 Offset = Annotated[int, Query(ge=0, lt=2**31, description="How many to skip")]
+KEY_LASTS = timedelta(days=1)  # a caller's Idempotency-Key
 
 
 CONDITIONS = "Stated with the file, where the product's kind has any: `emissivity=0.95, reflected_c=21` (thermal)"

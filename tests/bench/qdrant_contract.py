@@ -327,6 +327,26 @@ class Contract:
         kept.indexes[asked.field_name] = asked.field_schema
         return _COMPLETED
 
+    def _delete_field_index(self, name: str, field_name: str) -> Any:
+        kept = self._known(name)
+        for shard in kept.shards.values():
+            shard.update(edge.UpdateOperation.delete_field_index(field_name))
+        kept.indexes.pop(field_name, None)
+        return _COMPLETED
+
+    def _update_collection(self, name: str, asked: qm.UpdateCollection) -> Any:
+        """Changes what `_get_collection` tells; the engine's shards, which cannot be changed, stay as they are."""
+        if others := asked.model_fields_set - {"vectors"}:
+            raise engine.Unsupported(f"a change of {', '.join(sorted(others))}")
+        made = self._known(name).made
+        for vector, change in (asked.vectors or {}).items():
+            assert isinstance(made.vectors, dict)
+            plain = made.vectors[vector].model_dump(exclude_none=True)
+            for field_name, value in change.model_dump(exclude_none=True).items():
+                plain[field_name] = {**plain.get(field_name, {}), **value} if isinstance(value, dict) else value
+            made.vectors[vector] = qm.VectorParams(**plain)
+        return True
+
     def _create_shard_key(self, name: str, asked: qm.CreateShardingKey) -> Any:
         kept = self._known(name)
         if not kept.by_key:

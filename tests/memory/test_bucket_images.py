@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_http import serving
 from own_s3 import OwnS3
 from pydantic import ValidationError
 
 from refdiff.memory.photos.bucket_images import BucketImages
 from refdiff.memory.photos.image_store import FolderImages, ImageStore
 from refdiff.memory.settings import MemorySettings
-from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, Stores
+from refdiff.memory.stores import PHOTOS, PHOTOS_MOVED, PHOTOS_URL, Stores
 from refdiff.memory.upkeep import move
 from refdiff.memory.upkeep.backup import back_up, restore
 from refdiff.memory.upkeep.doctor import BankContents, examine
@@ -178,6 +178,24 @@ def test_photo_is_put_back_where_its_removal_broke_off(
     assert [one for below in ("images/", "removing/", "used/") for one in keys(other, below)] == []
 
 
+def test_marks_do_not_pile_up_and_the_newest_stays(bucket: BucketImages) -> None:
+    bucket.put(DATA)
+    absent = hashlib.sha256(b"never sent").hexdigest()
+    assert not bucket.mark_used(absent)
+    begun = old_photo(bucket)  # another mark; those that follow are newer than this, the two before are older
+    for _ in range(2):
+        bucket.mark_used(SHA256)
+    used_at = bucket.used_at(SHA256)
+    bucket.put_back(begun - 3600)
+    assert len(keys(bucket, "used/")) == 5
+    bucket.put_back(begun)
+    assert len(keys(bucket, f"used/{SHA256}-")) == 2
+    assert keys(bucket, f"used/{absent}") == []
+    bucket.put_back(time.time() + 60)
+    assert len(keys(bucket, "used/")) == 1
+    assert (bucket.used_at(SHA256), bucket.remove_unused(SHA256, begun)) == (used_at, None)
+
+
 def test_marked_file_is_put_back_where_its_removal_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = FolderImages(tmp_path / PHOTOS)
     images.put(DATA)
@@ -306,14 +324,9 @@ def answering(status: int) -> Iterator[str]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def test_store_that_is_away_or_refuses_is_an_outage(s3: OwnS3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +381,24 @@ def test_moved_photos_are_in_the_bucket_alone(moved: Stores, settings: MemorySet
         move_photos(moved.settings)
     with pytest.raises(InputError, match="set REFDIFF_OBJECTS_URL"):
         move_photos(settings)
+
+
+def test_mistyped_bucket_is_not_kept_and_a_wrong_one_can_be_corrected(settings: MemorySettings, s3: OwnS3) -> None:
+    def opened(url: str) -> None:
+        Stores.open(settings.model_copy(update={"objects_url": url})).close()
+
+    wrong, right = s3.new_bucket("wrong"), s3.new_bucket("right")
+    with pytest.raises(UnavailableError, match="does the bucket exist"):
+        opened(f"{right.partition('/right')[0]}x/right")
+    assert not (settings.home / PHOTOS_URL).exists()
+    (settings.home / PHOTOS).mkdir()
+    with pytest.raises(UnavailableError, match="does the bucket exist"):
+        move_photos(settings.model_copy(update={"objects_url": "s3://no-such-bucket-of-ours"}))
+    opened(wrong)
+    with pytest.raises(StorageError, match=f"its photos are in {wrong}.*delete {settings.home / PHOTOS_URL}"):
+        opened(right)
+    (settings.home / PHOTOS_URL).unlink()
+    opened(right)
 
 
 @pytest.fixture

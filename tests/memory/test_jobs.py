@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import update
@@ -165,7 +166,7 @@ def test_lock_is_held_by_one_process_or_shared(settings: MemorySettings, stores:
 
 def test_batch_counts_what_became_of_its_parts_and_can_be_stopped(stores: Stores) -> None:
     batches = stores.batches
-    batch_id, _ = batches.begin("photos", "ana")
+    batch_id = batches.begin("photos", "ana")
     add(stores, "i1", "i2", "i3", "i4", priority=BATCH, batch=batch_id)
     add(stores, "other")
     assert (batches.get(batch_id).complete, batches.get(batch_id).over) == (False, False)
@@ -187,15 +188,28 @@ def test_batch_counts_what_became_of_its_parts_and_can_be_stopped(stores: Stores
     assert batches.failures(batch_id) == {"i2": "part 2: half a file"}
     assert stores.jobs.get("other").open
     stores.jobs.finish("i3")
-    assert batches.stop(batch_id, "bob") == batches.list()[0]
+    assert stopped.left_out_count == 1
+    assert replace(batches.stop(batch_id, "bob"), left_out=[]) == batches.list()[0]
     assert (batches.get(batch_id).over, batches.get(batch_id).stopped_by) == (True, "eve")
     assert stores.audit.verify_store().problem is None
     with pytest.raises(UnknownRecordError, match="refdiff batch list"):
         batches.get("batch-nobody")
 
 
+def test_failures_of_a_batch_are_its_first_ones_without_those_that_were_cancelled(stores: Stores) -> None:
+    batch_id = stores.batches.begin("photos", "ana")
+    add(stores, "i1", "i2", "i3", priority=BATCH, batch=batch_id)
+    stores.jobs.cancel("i1", "ana")
+    for i in ("i2", "i3"):
+        stores.jobs.begin(i, worker="w")
+        stores.jobs.finish(i, {"type": "ImageError", "message": f'half of {i}, "type": "Cancelled"', "exit_code": 65})
+    first, second = ({i: f'part {i[1]}: half of {i}, "type": "Cancelled"'} for i in ("i2", "i3"))
+    assert [stores.batches.failures(batch_id, limit) for limit in (None, 1)] == [first | second, first]
+    assert (stores.batches.get(batch_id).failed, stores.batches.get(batch_id).cancelled) == (2, 1)
+
+
 def test_parts_of_batches_leave_the_queue_open_to_people(stores: Stores) -> None:
-    add(stores, "b1", "b2", "b3", priority=BATCH, batch=stores.batches.begin("photos", "ana")[0])
+    add(stores, "b1", "b2", "b3", priority=BATCH, batch=stores.batches.begin("photos", "ana"))
     stores.jobs.add("p1", {}, None, 1)
     with pytest.raises(BusyError):
         stores.jobs.add("p2", {}, None, 1)

@@ -277,6 +277,46 @@ def test_photo_in_use_stays_until_the_next_time(stores: Stores) -> None:
     intact(stores)
 
 
+def test_nobody_waits_to_write_while_the_store_of_the_photos_is_asked(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = file_inspection(stores, "used")
+    file_inspection(stores, "old")
+    age_photos(stores)
+    stores.images.mark_used(used)
+    written, real = list[str](), type(stores.images).used_at
+
+    def slow(images: Any, sha256: str) -> float | None:
+        job = f"meanwhile-{len(written)}"
+        writer = threading.Thread(target=lambda: (stores.jobs.add(job, {}, None, 100), written.append(job)))
+        writer.start()
+        writer.join(10)
+        assert not writer.is_alive()
+        return real(images, sha256)
+
+    monkeypatch.setattr(type(stores.images), "used_at", slow)
+    found = pruned(stores)
+    assert (found.inspections, found.captures, len(written)) == (2, 1, 2)
+    assert [c.sha256 for c in stores.captures.list()] == [used]
+
+
+def test_later_runs_do_not_ask_for_photos_that_are_gone(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_inspection(stores, "old")
+    age_photos(stores)
+    assert pruned(stores).photos == 2
+    asked = list[str]()
+    real = type(stores.images).remove_unused
+    monkeypatch.setattr(
+        type(stores.images),
+        "remove_unused",
+        lambda images, sha256, since: (asked.append(sha256), real(images, sha256, since))[1],
+    )
+    later = file_inspection(stores, "later")
+    age_photos(stores)
+    assert pruned(stores).photos == 2
+    assert (len(asked), later in asked) == (2, True)
+
+
 def test_photo_sent_again_while_it_is_removed_is_there(stores: Stores) -> None:
     """Many times, as the order of two threads decides."""
     for i in range(200):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_http import serving
 from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -24,6 +26,7 @@ from qdrant_contract import Contract, Fault, operations
 from refdiff.memory.changes import GOLDEN
 from refdiff.memory.golden_bank import connection
 from refdiff.memory.golden_bank.bank import PREFIX, GoldenBank
+from refdiff.memory.golden_bank.collection import INDEXED
 from refdiff.memory.golden_bank.golden import point_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
@@ -45,6 +48,21 @@ def name(contract: Contract) -> Iterator[str]:
 
 def open_on(settings: MemorySettings, name: str, **more: Any) -> GoldenBank:
     return GoldenBank.open(settings, name, GLOBAL_DIM, PATCH_DIM, **more)
+
+
+@pytest.fixture
+def impatient(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank that is opened from now on waits 1 s for the server, which says nothing for longer."""
+    monkeypatch.setattr(connection, "SERVER_TIMEOUT_S", 1)
+    contract.silent_s = 1.5
+
+
+@pytest.fixture
+def bank(settings: MemorySettings, contract: Contract, name: str) -> Iterator[GoldenBank]:
+    """On the server, with the golden sample 1."""
+    with open_on(on_server(settings, contract), name) as bank:
+        assert bank.add(make_golden(1), *make_vectors(1))
+        yield bank
 
 
 # ---- how a collection is made ----
@@ -90,31 +108,70 @@ def test_collection_is_made_as_set_and_finds_what_exhaustive_search_finds(
     assert (params.sharding_method == qm.ShardingMethod.CUSTOM) == ("qdrant_shard_by_product" in wanted)
 
 
-def test_index_of_products_keeps_them_together_and_no_other_field_has_links(
-    settings: MemorySettings, contract: Contract, name: str
-) -> None:
-    with open_on(on_server(settings, contract), name) as bank:
-        schema = bank._client.get_collection(bank._name).payload_schema
+def test_index_of_products_keeps_them_together_and_no_other_field_has_links(bank: GoldenBank) -> None:
+    schema = bank._client.get_collection(bank._name).payload_schema
     told = {field: (i.params.is_tenant, i.params.enable_hnsw) for field, i in schema.items()}  # type: ignore[union-attr]
     assert told == {"product": (True, True)} | dict.fromkeys(("status", "part_group", "sha256"), (False, False))
 
 
 def test_settings_that_come_after_the_collection_are_told_and_it_serves_as_it_is(
-    settings: MemorySettings, contract: Contract, name: str, caplog: pytest.LogCaptureFixture
+    settings: MemorySettings, contract: Contract, name: str, bank: GoldenBank, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_on(on_server(settings, contract), name) as bank:
-        bank.add(make_golden(1), *make_vectors(1))
     later = on_server(
         settings, contract, qdrant_quantization="int8", qdrant_on_disk=False, qdrant_shard_by_product=True
     )
-    with open_on(later, name) as bank:
-        assert bank.differences() == [
+    with open_on(later, name) as again:
+        assert again.differences() == [
             "REFDIFF_QDRANT_QUANTIZATION is int8, it was made with none",
             "REFDIFF_QDRANT_SHARD_BY_PRODUCT is true, it was made with false",
         ]
-        assert [h.golden for h in bank.nearest("bracket", *make_vectors(1), k=1)] == bank.list()
-        assert bank.add(make_golden(2), *make_vectors(2))
+        assert [h.golden for h in again.nearest("bracket", *make_vectors(1), k=1)] == bank.list()
+        assert again.add(make_golden(2), *make_vectors(2))
     assert "REFDIFF_QDRANT_QUANTIZATION is int8" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used")
+def test_layout_of_an_earlier_version_is_told_and_changed_as_the_guide_says(
+    settings: MemorySettings, contract: Contract, name: str
+) -> None:
+    server, collection = on_server(settings, contract), PREFIX + name
+    client = QdrantClient(url=contract.url, api_key=str(contract.api_key), check_compatibility=False)
+    many = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
+    client.create_collection(
+        collection,
+        vectors_config={
+            "global": qm.VectorParams(size=GLOBAL_DIM, distance=qm.Distance.DOT),
+            "patches": qm.VectorParams(
+                size=PATCH_DIM, distance=qm.Distance.COSINE, hnsw_config=qm.HnswConfigDiff(m=0), multivector_config=many
+            ),
+        },
+    )
+    for field in INDEXED:
+        schema = qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, is_tenant=field == "product")
+        client.create_payload_index(collection, field_name=field, field_schema=schema)
+    with open_on(server, name) as bank:
+        told = ["its graph links golden samples of all products", "its patches lie in memory"]
+        assert bank.differences() == told
+        assert bank.add(make_golden(1), *make_vectors(1))
+
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    fields, change = re.findall(r"for FIELD in ([\w ]+);.*?curl -X PATCH .*? -d '(.*?)'\n", guide, re.DOTALL)[0]
+    for field in fields.split():
+        client.delete_payload_index(collection, field)
+    with open_on(server, name) as bank:  # a restart
+        assert bank.differences() == told
+        schema = bank._client.get_collection(collection).payload_schema
+    assert {field: (i.params.is_tenant, i.params.enable_hnsw) for field, i in schema.items()} == {  # type: ignore[union-attr]
+        "product": (True, None)
+    } | dict.fromkeys(fields.split(), (False, False))
+    assert {"product", *fields.split()} == {*INDEXED}
+    http = client._client.openapi_client.client._client  # type: ignore[attr-defined]
+    http.request("PATCH", f"{contract.url}/collections/{collection}", json=json.loads(change)).raise_for_status()
+    int8 = on_server(settings, contract, qdrant_quantization="int8", qdrant_on_disk=True)
+    with open_on(int8, name) as bank:
+        assert bank.differences() == []
+        assert [h.golden for h in bank.nearest("bracket", *make_vectors(1), k=1)] == bank.list()
+    client.close()
 
 
 def test_settings_of_servers_leave_the_embedded_bank_alone(settings: MemorySettings) -> None:
@@ -175,15 +232,8 @@ FAULTS: tuple[Fault, ...] = ("503", "503 after it is done", "hangs up after it i
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_write_that_gets_no_answer_is_made_once(
-    settings: MemorySettings,
-    stores: Stores,
-    contract: Contract,
-    name: str,
-    fault: Fault,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: MemorySettings, stores: Stores, contract: Contract, name: str, impatient: None, fault: Fault
 ) -> None:
-    monkeypatch.setattr(connection, "SERVER_TIMEOUT_S", 1)
-    contract.silent_s = 1.5
     golden = make_golden(1)
     with open_on(on_server(settings, contract), name, chain=stores.db) as bank:
         contract.faults = {"upsert_points": [fault], "set_payload": [fault]}
@@ -243,17 +293,13 @@ def _made_anew(bank: GoldenBank, contract: Contract) -> None:
 
 @pytest.mark.parametrize("trouble", MESSAGES)
 def test_trouble_of_a_server_is_named_with_the_way_out(
-    settings: MemorySettings, contract: Contract, name: str, trouble: str, monkeypatch: pytest.MonkeyPatch
+    contract: Contract, impatient: None, bank: GoldenBank, trouble: str
 ) -> None:
-    monkeypatch.setattr(connection, "SERVER_TIMEOUT_S", 1)
-    contract.silent_s = 1.5
     make, said = MESSAGES[trouble]
-    with open_on(on_server(settings, contract), name) as bank:
-        bank.add(make_golden(1), *make_vectors(1))
-        make(bank, contract)
-        with pytest.raises(UnavailableError, match=said) as caught:
-            bank.nearest("bracket", *make_vectors(1), k=1)
-        assert str(contract.api_key) not in str(caught.value)
+    make(bank, contract)
+    with pytest.raises(UnavailableError, match=said) as caught:
+        bank.nearest("bracket", *make_vectors(1), k=1)
+    assert str(contract.api_key) not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -292,34 +338,33 @@ def test_server_that_is_no_qdrant_is_told(settings: MemorySettings, tmp_path: Pa
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Other) as http:
-        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-        with pytest.raises(UnavailableError, match=r"is no Qdrant that this version knows; correct QDRANT_URL"):
-            open_on(MemorySettings(home=tmp_path, qdrant_url=f"http://127.0.0.1:{http.server_port}"), "f")
-        http.shutdown()
+    http = HTTPServer(("127.0.0.1", 0), Other)
+    with (
+        serving(http),
+        pytest.raises(UnavailableError, match=r"is no Qdrant that this version knows; correct QDRANT_URL"),
+    ):
+        open_on(MemorySettings(home=tmp_path, qdrant_url=f"http://127.0.0.1:{http.server_port}"), "f")
 
 
 def test_goldens_that_were_there_before_a_server_went_away_are_there_when_it_is_back(
-    settings: MemorySettings, contract: Contract, name: str
+    bank: GoldenBank,
 ) -> None:
     """In the meantime every call fails at once, and none looks as if there were no golden samples."""
-    with open_on(on_server(settings, contract), name) as bank:
-        bank.add(make_golden(1), *make_vectors(1))
-        real, bank._client._client.openapi_client.client.host = (
-            bank._client._client.openapi_client.client.host,
-            "http://127.0.0.1:9",
-        )  # type: ignore[attr-defined]
-        calls: list[Callable[[], object]] = [
-            lambda: bank.list(), lambda: bank.count("bracket"), lambda: bank.nearest("bracket", *make_vectors(2), k=1),
-            lambda: bank.add(make_golden(2), *make_vectors(2)), lambda: bank.of_other_encoders(),
-        ]  # fmt: skip
-        for call in calls:
-            begun = time.perf_counter()
-            with pytest.raises(UnavailableError, match=r"does not answer \(ConnectError\); start it"):
-                call()
-            assert time.perf_counter() - begun < 5
-        bank._client._client.openapi_client.client.host = real  # type: ignore[attr-defined]
-        assert [g.sha256 for g in bank.list()] == [make_golden(1).sha256]
+    real, bank._client._client.openapi_client.client.host = (
+        bank._client._client.openapi_client.client.host,
+        "http://127.0.0.1:9",
+    )  # type: ignore[attr-defined]
+    calls: list[Callable[[], object]] = [
+        lambda: bank.list(), lambda: bank.count("bracket"), lambda: bank.nearest("bracket", *make_vectors(2), k=1),
+        lambda: bank.add(make_golden(2), *make_vectors(2)), lambda: bank.of_other_encoders(),
+    ]  # fmt: skip
+    for call in calls:
+        begun = time.perf_counter()
+        with pytest.raises(UnavailableError, match=r"does not answer \(ConnectError\); start it"):
+            call()
+        assert time.perf_counter() - begun < 5
+    bank._client._client.openapi_client.client.host = real  # type: ignore[attr-defined]
+    assert [g.sha256 for g in bank.list()] == [make_golden(1).sha256]
 
 
 # ---- named defects ----
@@ -400,9 +445,7 @@ def test_contract_refuses_what_qdrants_schema_does_not_know(contract: Contract) 
 
 
 def test_point_ids_of_goldens_are_numbers_that_a_server_keeps_exactly(
-    settings: MemorySettings, contract: Contract, name: str
+    bank: GoldenBank,
 ) -> None:
-    with open_on(on_server(settings, contract), name) as bank:
-        bank.add(make_golden(1), *make_vectors(1))
-        (record,) = bank._client.scroll(bank._name)[0]
-        assert record.id == point_id(make_golden(1).golden_id)
+    (record,) = bank._client.scroll(bank._name)[0]
+    assert record.id == point_id(make_golden(1).golden_id)

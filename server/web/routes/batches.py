@@ -15,7 +15,7 @@ from refdiff.agent.work.batches import BatchPart
 from refdiff.memory.journals.batches import Batch
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.schemas import Limit, request_digest
+from refdiff.server.web.schemas import KEY_LASTS, Limit, request_digest
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 _MOST = 5_000  # parts in one request
@@ -71,7 +71,7 @@ class BatchView(BaseModel):
 
 def _view(batch: Batch, failures: dict[str, str] | None = None) -> BatchView:
     plain: dict[str, Any] = asdict(batch)
-    return BatchView(**plain, left_out_count=len(batch.left_out), over=batch.over, failures=failures or {})
+    return BatchView(**plain, over=batch.over, failures=failures or {})
 
 
 @router.post("", status_code=202, responses=responses(413))
@@ -82,7 +82,9 @@ async def add_batch(
     idempotency_key: Annotated[
         str | None,
         Header(
-            max_length=200, description="A repeated key returns the same batch; with other parts it is refused (422)"
+            max_length=200,
+            description="A repeated key returns the same batch for a day, and adds parts that it lacks because the server "
+            "or its disk failed; with other parts it is refused (422)",
         ),
     ] = None,
 ) -> BatchView:
@@ -94,7 +96,7 @@ async def add_batch(
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
     work = partial(
         service.submit_batch, "API", parts, by=caller.name, judge=body.judge, in_order=body.in_order, origin=origin,
-        digest=request_digest(body.model_dump()),
+        digest=request_digest(body.model_dump()), origin_lasts=KEY_LASTS,
     )  # fmt: skip
     return _view(await run_sync(work))
 
@@ -102,7 +104,7 @@ async def add_batch(
 @router.get("", responses=responses())
 def list_batches(service: TheService, _caller: Viewer, limit: Limit = 50) -> list[BatchView]:
     """The newest batches, first."""
-    return [_view(b).model_copy(update={"left_out": []}) for b in service.stores.batches.list(limit)]
+    return [_view(b) for b in service.stores.batches.list(limit)]
 
 
 @router.get("/{batch_id}", responses=responses(404))

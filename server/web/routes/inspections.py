@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -29,6 +28,7 @@ from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
 from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, check_once, image_response, read_upload
 from refdiff.server.web.schemas import (
+    KEY_LASTS,
     AnswerView,
     DecidedView,
     DispositionBody,
@@ -48,7 +48,6 @@ from refdiff.tools.kinds.conditions import parse_conditions
 router = APIRouter(prefix="/v1/inspections", tags=["inspections"])
 EVENT_STREAM = "text/event-stream"
 MAX_WAIT_S = 600
-_KEY_LASTS = timedelta(days=1)
 MAX_FIELD = 100_000  # size limit of a form field, in bytes
 # a report page may run no script and load nothing
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
@@ -125,7 +124,7 @@ async def create_inspection(
     work = partial(
         service.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
         scale_mm_per_px=wish.scale_mm_per_px, conditions=parse_conditions(wish.conditions), capture_id=wish.capture_id,
-        origin=origin, digest=digest, origin_lasts=_KEY_LASTS,
+        origin=origin, digest=digest, origin_lasts=KEY_LASTS,
     )  # fmt: skip
     job = await run_sync(work)
     if wait_s:

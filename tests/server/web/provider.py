@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ import httpx2
 import oidc_provider_mock
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from own_http import serving
 from werkzeug.serving import make_server
 
 Claims = dict[str, Any]
@@ -68,14 +68,8 @@ class Provider:
 
     @contextmanager
     def running(self) -> Iterator[Provider]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join(10)
 
 
 def authorized(url: str, sub: str) -> str:

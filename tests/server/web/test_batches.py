@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
+
+import pytest
+
+from refdiff.model.errors import UnavailableError
 
 from .conftest import Running
 
@@ -51,6 +58,74 @@ def test_repeated_request_finds_its_batch_again(server: Running) -> None:
     assert other.status_code == 422
     assert "Idempotency-Key" in other.text
     assert server.client.post("/v1/batches", json=body).json()["batch_id"] != first["batch_id"]
+
+
+def test_repeated_request_adds_the_parts_that_an_outage_kept_out(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["cut-1", "cut-2", "cut-3"]
+    for part in names:
+        capture(server, part)
+    parts = [{"part_id": "nobody photographed this"}, *({"part_id": part} for part in names)]
+    body: dict[str, Any] = {"parts": parts, "judge": "never"}
+    headers, jobs, calls = {"Idempotency-Key": "cut off"}, server.service.stores.jobs, list[str]()
+    add = jobs.add
+
+    def failing(*args: Any, **more: Any) -> Any:
+        calls.append(args[0])
+        if len(calls) == 2:
+            raise UnavailableError("the database is away")
+        return add(*args, **more)
+
+    with monkeypatch.context() as away:
+        away.setattr(jobs, "add", failing)
+        assert server.client.post("/v1/batches", json=body, headers=headers).status_code == 503
+    [cut, *_] = server.client.get("/v1/batches", params={"limit": 1}).json()
+    assert (cut["accepted"], cut["complete"]) == (1, False)
+    answers = [server.client.post("/v1/batches", json=body, headers=headers) for _ in range(2)]
+    assert [a.status_code for a in answers] == [202, 202]
+    for made in (a.json() for a in answers):
+        assert (made["batch_id"], made["accepted"], made["complete"]) == (cut["batch_id"], 3, True)
+        assert [one["name"] for one in made["left_out"]] == ["part nobody photographed this"]
+    assert ended(server, cut["batch_id"])["done"] == 3
+    filed = Counter(r.part_id for r in server.service.stores.inspections.list(limit=50))
+    assert [filed[part] for part in names] == [1, 1, 1]
+
+
+def test_requests_that_fill_one_batch_at_once_accept_each_part_once(server: Running) -> None:
+    names = [f"twin-{i}" for i in range(8)]
+    for part in names:
+        capture(server, part)
+    body = {"parts": [{"part_id": part} for part in names], "judge": "never"}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(
+            threads.map(
+                lambda _: server.client.post("/v1/batches", json=body, headers={"Idempotency-Key": "twins"}), range(4)
+            )
+        )
+    assert [a.status_code for a in answers] == [202] * 4
+    assert {(a.json()["batch_id"], a.json()["accepted"], a.json()["complete"]) for a in answers} == {
+        (answers[0].json()["batch_id"], 8, True)
+    }
+    assert ended(server, answers[0].json()["batch_id"])["done"] == 8
+
+
+def test_key_of_a_batch_is_forgotten_after_a_day(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("day-1", "day-2"):
+        capture(server, part)
+    headers = {"Idempotency-Key": "each day"}
+
+    def sent(part: str) -> Any:
+        return server.client.post("/v1/batches", json={"parts": [{"part_id": part}], "judge": "never"}, headers=headers)
+
+    first = sent("day-1").json()["batch_id"]
+    assert sent("day-2").status_code == 422
+    monkeypatch.setattr("refdiff.server.web.routes.batches.KEY_LASTS", timedelta(0))
+    second = sent("day-2").json()
+    assert second["batch_id"] != first
+    assert ended(server, second["batch_id"])["done"] == 1
+    monkeypatch.undo()
+    assert sent("day-2").json()["batch_id"] == second["batch_id"]
 
 
 def test_lists_of_batches_count_what_was_left_out(server: Running) -> None:
