@@ -1,7 +1,8 @@
 """Measured values as vectors that are near to each other where the values are, cell by cell of a picture.
 
-The mean value of each cell is an angle, so that a difference counts the more the larger it is, up to an eighth of what is
-shown, and no further: cos and sin of it, weighted by how much of the cell was measured.
+The mean value of each cell is an angle, half a turn for all of what is shown, so a difference counts the more the larger it
+is: cos and sin of it, weighted by how much of the cell was measured. Each cell's angle begins elsewhere, so a block is like
+the same block of another picture, and not like one beside it that happens to have the same heights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 
 from refdiff.model.images import F32
 
-_PERIOD = 0.25  # of what is shown: one turn of the angle
+_PERIOD = 2.0  # of what is shown: one turn of the angle; with less, large differences would look like small ones
+_SEED = 7  # of where the cells' angles begin
 _BLOCKS = 4  # of cells, along the shorter side
 _MOST_BLOCKS = 8
 _LEAST = 0.05  # of a block's cells that must be measured
@@ -44,7 +46,8 @@ def _turned(values: F32, size: tuple[int, int], span: float) -> F32:
     part, total = (
         cv2.resize(plane, size[::-1], interpolation=cv2.INTER_AREA) for plane in (known, np.nan_to_num(values))
     )
-    angle = total / np.maximum(part, 1e-6) * (2 * np.pi / (_PERIOD * span))
+    begins = np.random.default_rng(_SEED).uniform(0, 2 * np.pi, size).astype(np.float32)
+    angle = begins + total / np.maximum(part, 1e-6) * (2 * np.pi / (_PERIOD * span))
     return np.asarray(np.stack([part * np.cos(angle), part * np.sin(angle)], -1), np.float32)
 
 
