@@ -20,7 +20,7 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate, calibration_key
-from refdiff.tools.inspection.comparison import similarity_to
+from refdiff.tools.inspection.comparison import similarities
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
 from refdiff.tools.inspection.kept_difference import KeptDifference
@@ -173,10 +173,17 @@ def test_part_that_lies_half_outside_of_the_picture_asks_a_person(workspace: Wor
         ({"remove": "none", "max_offset_mm": 2}, "max_offset_mm is about"),
     ],
 )
-def test_limit_of_what_is_not_removed_is_refused(rules: dict[str, Any], said: str) -> None:
+def test_limit_of_what_is_not_removed_is_refused_where_it_is_set(
+    workspace: Workspace, rules: dict[str, Any], said: str
+) -> None:
     with pytest.raises(SpecError, match=said):
-        parse_spec({"depth": DEPTH | rules})
-    parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}})
+        check_specification(workspace, "plate", parse_spec({"depth": DEPTH | rules}))
+    check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}}))
+
+
+def test_specification_of_an_earlier_version_with_a_limit_of_what_is_not_removed_is_read(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3, remove="none", max_offset_mm=2)
+    assert inspected(workspace, "plate", "1", height_tiff(150)).comparison.difference.height is not None
 
 
 def test_tilt_that_no_scale_tells_asks_a_person(workspace: Workspace) -> None:
@@ -308,8 +315,9 @@ def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lie
         picture = workspace.image(capture.sha256, "domes")
         found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "domes", 4)
         assert found[0].golden.filename == f"{variant}"
-        itself = similarity_to(workspace, picture, capture.sha256, workspace.encoder.embed(picture), found[0].golden)
-        assert itself.similarity == pytest.approx(found[0].similarity, abs=1e-4)
+        features = workspace.encoder.embed(picture)
+        again = similarities(workspace, picture, capture.sha256, features, [hit.golden for hit in found])
+        assert [h.similarity for h in again] == pytest.approx([h.similarity for h in found], abs=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])
