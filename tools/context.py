@@ -37,7 +37,7 @@ from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.comparison import compare_with, similarity_to
+from refdiff.tools.inspection.comparison import compare_with, similarities
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
 from refdiff.tools.inspection.kept_difference import KeptDifference
@@ -237,7 +237,7 @@ class ToolContext:
                 raise UnknownRecordError(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
-        hits = [similarity_to(self.workspace, self.query, capture.sha256, self.features, g) for g in goldens]
+        hits = similarities(self.workspace, self.query, capture.sha256, self.features, goldens)
         hits.sort(key=lambda hit: hit.similarity, reverse=True)
         return compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
 

@@ -41,6 +41,7 @@ _UNSTATED = (
     "{name}: a file of points does not say its unit; state it in the specification of the product, under `cloud`: `unit_mm: "
     "1` (mm of one unit: 1000 for metres, 25.4 for inches)"
 )
+_VERTEX = rb"(?i)\bvertex[ \t]+[-+.\d]"  # of a text STL; no search from line to line: blank lines would take for ever
 _KINDS = "PLY, PCD, STL and text with x y z a line are"
 _PICTURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"RIFF")
 
@@ -150,7 +151,7 @@ def _stl(data: bytes) -> Read:
     if not solids:
         raise ImageError("an STL without any faces, or cut off; export it again")
     vertices, faces = append_faces([np.asarray(s["vertices"]) for s in solids], [s["faces"] for s in solids])
-    if not _is_binary_stl(data) and len(re.findall(rb"(?im)^\s*vertex\s", data)) != len(vertices):
+    if not _is_binary_stl(data) and len(re.findall(_VERTEX, data)) != len(vertices):
         raise ValueError("a solid of it is cut off")
     _check_count(len(faces))
     return _mesh_or_points(np.asarray(vertices, np.float64), np.asarray(faces), None)

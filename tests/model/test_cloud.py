@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
+import time
 from typing import Any
 
 import cv2
@@ -154,6 +156,24 @@ def test_text_stl_of_several_solids_is_read_whole() -> None:
     assert found.max(0) == pytest.approx([60, 10, 10], abs=0.1)
     assert (found[:, 0] < 10).mean() == pytest.approx(600 / 3000, abs=0.01), "as its surface has it"
     same(read(solids(one, other).upper()), found)
+
+
+def test_text_stl_is_read_however_its_lines_are_broken() -> None:
+    import trimesh
+
+    found = read(whole := solids(trimesh.creation.box((40, 20, 10))))
+    same(read(re.sub(rb"outer loop\s+vertex", b"outer loop vertex", whole)), found)
+    same(read(whole.replace(b"vertex ", b"vertex\t").replace(b"\n", b"\r\n")), found)
+
+
+def test_text_stl_with_many_blank_lines_is_read_at_once() -> None:
+    import trimesh
+
+    whole = solids(trimesh.creation.box((40, 20, 10)))
+    blank = whole.replace(b"endsolid", b"\n" * 1_000_000 + b"endsolid")
+    started = time.process_time()
+    same(read(blank), read(whole))
+    assert time.process_time() - started < 20, "a search that begins anew at each blank line takes an hour"
 
 
 def test_stl_without_faces_and_one_that_is_cut_off_are_refused() -> None:

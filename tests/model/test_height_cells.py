@@ -36,6 +36,25 @@ def test_vectors_are_the_nearer_the_nearer_the_values_are(global_dim: int, patch
     assert by_whole[0] > by_whole[1] > by_whole[2]
 
 
+def test_vectors_are_the_farther_the_higher_a_stud_is_up_to_all_that_is_shown() -> None:
+    """Also where its height is a quarter, or half, of what is shown: an angle that goes round would find it like none."""
+    span, plain = 20.0, relief(0) - 10
+    _, ours = cell_vectors(plain, span, 640, 112)
+    whole, by_parts, by_block, by_whole = cell_vectors(plain, span, 640, 112)[0], [], [], []
+    for height in np.linspace(0, span, 17):
+        mm = plain.copy()
+        mm[20:60, 40:90] += height
+        theirs, parts = cell_vectors(mm, span, 640, 112)
+        by_parts.append(float(max_sim(ours, [parts])[0]))
+        by_block.append(float((ours * parts).sum(1).mean()))
+        by_whole.append(float(whole @ theirs))
+    assert (np.diff(by_whole) < 0).all(), by_whole
+    assert (np.diff(by_block) < 0).all(), by_block
+    # by its parts, one so different is like others by chance, and never again like itself
+    assert (np.diff(by_parts[:5]) < 0).all(), by_parts
+    assert max(by_parts[5:]) < by_parts[4], by_parts
+
+
 def test_blocks_without_measurements_are_left_out() -> None:
     mm = relief(2)
     mm[:, :80] = np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import ImageError, SpecError
+from refdiff.model.errors import ImageError, SpecError, StorageError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import Defect, SolidPart, depth_png, ply, xyz_tiff
@@ -19,8 +20,10 @@ from refdiff.tools.framing.frames import place_of
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.golden_samples.reenroll import reenroll
+from refdiff.tools.inspection import retrieval
 from refdiff.tools.inspection.calibration import calibrate, calibration_key
-from refdiff.tools.inspection.comparison import similarity_to
+from refdiff.tools.inspection.comparison import similarities
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
 from refdiff.tools.inspection.kept_difference import KeptDifference
@@ -173,10 +176,17 @@ def test_part_that_lies_half_outside_of_the_picture_asks_a_person(workspace: Wor
         ({"remove": "none", "max_offset_mm": 2}, "max_offset_mm is about"),
     ],
 )
-def test_limit_of_what_is_not_removed_is_refused(rules: dict[str, Any], said: str) -> None:
+def test_limit_of_what_is_not_removed_is_refused_where_it_is_set(
+    workspace: Workspace, rules: dict[str, Any], said: str
+) -> None:
     with pytest.raises(SpecError, match=said):
-        parse_spec({"depth": DEPTH | rules})
-    parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}})
+        check_specification(workspace, "plate", parse_spec({"depth": DEPTH | rules}))
+    check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}}))
+
+
+def test_specification_of_an_earlier_version_with_a_limit_of_what_is_not_removed_is_read(workspace: Workspace) -> None:
+    with_height_maps(workspace, 3, remove="none", max_offset_mm=2)
+    assert inspected(workspace, "plate", "1", height_tiff(150)).comparison.difference.height is not None
 
 
 def test_tilt_that_no_scale_tells_asks_a_person(workspace: Workspace) -> None:
@@ -210,7 +220,7 @@ def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace
     assert planes is not None
     assert difference.height is not None
     both = np.isfinite(planes.signed) & np.isfinite(difference.height.signed)
-    assert both.mean() > 0.8
+    assert both.mean() > 0.5
     assert np.median(np.abs(planes.signed - difference.height.signed)[both]) < 0.05
 
 
@@ -308,8 +318,113 @@ def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lie
         picture = workspace.image(capture.sha256, "domes")
         found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "domes", 4)
         assert found[0].golden.filename == f"{variant}"
-        itself = similarity_to(workspace, picture, capture.sha256, workspace.encoder.embed(picture), found[0].golden)
-        assert itself.similarity == pytest.approx(found[0].similarity, abs=1e-4)
+        features = workspace.encoder.embed(picture)
+        again = similarities(workspace, picture, capture.sha256, features, [hit.golden for hit in found])
+        assert [h.similarity for h in again] == pytest.approx([h.similarity for h in found], abs=1e-4)
+
+
+def opened(root: Path, working_px: int = 96) -> Workspace:
+    memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
+    return Workspace.open(memory=memory, model=ModelSettings(cache=root / "cache", working_px=working_px))
+
+
+def two_shapes(i: int) -> Upload:
+    shape = ("bracket", "wheel")[i % 2]
+    return Upload(shape, xyz_tiff(SolidPart(shape).height_map(rng(8, i), size=SIZE, mm_per_px=MM_PER_PX).mm, MM_PER_PX))
+
+
+def test_product_is_inspected_and_enrolled_without_the_lost_file_of_a_retired_anchor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as workspace:
+        stated(workspace, "plate", {"depth": DEPTH})
+        added = enroll(workspace, "plate", [two_shapes(i) for i in range(6)], kind="depth").added
+        frames = workspace.stores.frames.of("plate")
+        assert [frames[g.golden_id] for g in added] == [added[i % 2].golden_id for i in range(6)], "a frame each"
+        workspace.bank.set_status(added[0].golden_id, "retired", "lost")
+        workspace.stores.images.path(added[0].sha256).unlink()
+    with opened(tmp_path) as workspace:  # nothing of it is in memory
+        found = inspected(workspace, "plate", "1", two_shapes(100).data)
+        hits = found.comparison.hits
+        assert {h.golden.filename for h in hits[:2]} == {"bracket"}
+        assert found.comparison.nearest.alignment.ok
+        assert found.comparison.difference.score < 1.0, "a good part"
+        goldens, sha256 = [h.golden for h in hits], workspace.stores.captures.latest("1", "plate").sha256
+        picture = workspace.image(sha256, "plate")
+        again = similarities(workspace, picture, sha256, found.comparison.features, goldens)
+        assert [h.similarity for h in again] == pytest.approx([h.similarity for h in hits], abs=1e-4)
+        assert enroll(workspace, "plate", [two_shapes(6)]).refused == []
+        # goldens of a frame that are all out of use ask for no registration
+        for golden in added[2::2]:
+            workspace.bank.set_status(golden.golden_id, "retired", "old")
+        for golden in workspace.bank.list("plate"):
+            if golden.filename == "bracket":
+                workspace.bank.set_status(golden.golden_id, "retired", "old")
+        asked: list[str] = []
+        through = retrieval.vectors_in_frame
+
+        def noted(workspace: Workspace, query: Any, key: str, frame: Any, product: str) -> Any:
+            asked.append(frame.anchor_id)
+            return through(workspace, query, key, frame, product)
+
+        monkeypatch.setattr(retrieval, "vectors_in_frame", noted)
+        monkeypatch.setattr(retrieval, "_FRAMES", 1)
+        found_of = nearest_goldens(workspace, picture, sha256, workspace.encoder.embed(picture), "plate", 2)
+        assert asked == [added[1].golden_id]
+        assert {hit.golden.filename for hit in found_of} == {"wheel"}
+
+
+def test_height_maps_are_enrolled_again_where_they_lie(tmp_path: Path) -> None:
+    with opened(tmp_path) as workspace:
+        with_height_maps(workspace, 3)
+        goldens = workspace.bank.list("plate")
+        before = [workspace.bank.vectors(g.golden_id) for g in goldens]
+        places = [place_of(workspace, g) for g in goldens]
+    with opened(tmp_path, 128) as workspace:
+        result = reenroll(workspace)
+        assert (result.restored, result.refused) == (goldens, [])
+        assert [place_of(workspace, g) for g in goldens] == places
+        for golden, vectors in zip(goldens, before, strict=True):
+            for now, then in zip(workspace.bank.vectors(golden.golden_id), vectors, strict=True):
+                np.testing.assert_allclose(now, then, atol=1e-5)
+
+
+def test_golden_sample_that_is_not_added_leaves_no_place(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_height_maps(workspace, 2)
+
+    def full(*_: Any) -> bool:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace.bank, "add", full)
+        with pytest.raises(StorageError, match="full"):
+            enroll(workspace, "plate", [Upload("3.tiff", height_tiff(3))])
+    assert len(workspace.stores.frames.of("plate")) == 2
+    assert len(enroll(workspace, "plate", [Upload("3.tiff", height_tiff(3))]).added) == 1
+    assert len(workspace.stores.frames.of("plate")) == 3
+
+
+def test_what_lies_outside_counts_without_ignore_zones_and_with_one_badly_enrolled_golden(workspace: Workspace) -> None:
+    with_height_maps(workspace, 5)
+    made = PART.height_map(rng(1, 125), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
+    half = xyz_tiff(made[:, : SIZE[1] // 2], MM_PER_PX)
+
+    def outside(part: str) -> float:
+        height = inspected(workspace, "plate", part, half).comparison.difference.height
+        assert height is not None
+        return height.outside
+
+    before = outside("half")
+    assert before > 0.2
+    golden = workspace.bank.list("plate")[-1]
+    place = place_of(workspace, golden)
+    away = replace(place, matrix=(1.0, 0.0, 130.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    workspace.places[golden.golden_id] = away
+    assert outside("half again") == pytest.approx(before, abs=0.06)
+    workspace.places[golden.golden_id] = place
+    zone = {"name": "all", "kind": "ignore", "box": [0, 0, SIZE[1], SIZE[0]]}
+    stated(workspace, "plate", {"depth": DEPTH, "zones": [zone]})
+    assert outside("without zones") < 0.05
 
 
 @pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from refdiff.tools.inspection.calibration import calibrate, calibration_key
 from refdiff.tools.inspection.detectable import check_enough_parts
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
 from refdiff.tools.inspection.inspection import inspect_photo
+from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.kinds.conditions import parse_conditions
 from refdiff.tools.workspace import Workspace
@@ -201,3 +203,25 @@ def test_conditions_are_read_from_text() -> None:
     for wrong in ("emissivity", "emissivity=", "=3", "emissivity=a", "emissivity=1,emissivity=1"):
         with pytest.raises(InputError, match="NAME=NUMBER"):
             parse_conditions(wrong)
+
+
+def test_golden_sample_of_the_same_variant_is_retrieved_by_its_temperatures(workspace: Workspace) -> None:
+    """Two variants, of which one has a component that gets 6 K warmer."""
+    warmer = Assembly(2, size=(120, 160))
+    warmer._components[0] = replace(warmer._components[0], rise_k=warmer._components[0].rise_k + 6)
+    variants = (ASSEMBLY, warmer)
+
+    def made(variant: int, seed: int) -> Upload:
+        celsius = variants[variant].render(np.random.default_rng((variant, seed)), ambient_k=float(seed % 5)).celsius
+        return Upload(f"{variant}", centikelvin_tiff(celsius))
+
+    with_rules(workspace)
+    goldens = [made(variant, seed) for seed in range(3) for variant in range(2)]
+    assert len(enroll(workspace, "assembly", goldens, kind="thermal").added) == 6
+    for variant, seed in ((0, 100), (1, 101), (0, 102), (1, 103)):
+        capture = record_capture(
+            workspace.stores, f"{seed}", "assembly", made(variant, seed), settings=workspace.model_settings
+        )
+        picture = workspace.image(capture.sha256, "assembly")
+        found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "assembly", 3)
+        assert [hit.golden.filename for hit in found] == [f"{variant}"] * 3

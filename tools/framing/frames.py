@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from refdiff.memory.golden_bank.similarity import max_sim
 from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, UnknownRecordError
+from refdiff.model.images import F32
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import PlacingReader
@@ -59,21 +60,17 @@ def place_goldens(workspace: Workspace, product: str, progress: Progress = silen
     waiting = [g for g in workspace.bank.list(product) if g.golden_id not in placed]
     for done, golden in enumerate(waiting, start=1):
         try:
-            place_golden(workspace, golden, [g.golden_id for g in waiting[done:]])
+            workspace.stores.frames.put(found_place(workspace, golden, [g.golden_id for g in waiting[done:]]))
         except DamagedError as e:
             log.warning("%s", e)
         progress("registering golden samples", done, len(waiting))
 
 
-def place_golden(workspace: Workspace, golden: Golden, without: Sequence[str] = ()) -> GoldenPlace:
-    """Register a golden to those that have a place, and keep its own. without: ids of goldens that have none.
+def found_place(workspace: Workspace, golden: Golden, without: Sequence[str] = ()) -> GoldenPlace:
+    """The place of a golden by its registration to those that have one, not kept. without: ids of goldens that have none.
 
     Raises DamagedError where its photo is missing or damaged.
     """
-    return workspace.stores.frames.put(_place(workspace, golden, without))
-
-
-def _place(workspace: Workspace, golden: Golden, without: Sequence[str]) -> GoldenPlace:
     image = workspace.golden_image(golden)
     for frame in _likely(workspace, golden, without):
         with contextlib.suppress(DamagedError, UnknownRecordError):
@@ -120,15 +117,32 @@ def _likely(workspace: Workspace, golden: Golden, without: Sequence[str]) -> lis
 def likely_frames(
     workspace: Workspace, product: str, features: Features, without: Collection[str] = ()
 ) -> list[GoldenPlace]:
-    """The frames of a product by the places of their anchors, that first which looks most like a picture. without: ids of
-    goldens whose frames do not count."""
+    """The frames of a product by the places of their anchors, that first which looks most like a picture, and last those of
+    which no golden can be read. without: ids of goldens whose frames do not count, unless another golden is in them."""
     anchors = {anchor for golden_id, anchor in workspace.stores.frames.of(product).items() if golden_id not in without}
     places = [p for anchor in sorted(anchors) if (p := workspace.stores.frames.get(anchor)) is not None]
     if len(places) < 2:
         return places
-    looks = [workspace.golden_features(Golden(p.anchor_id, product, p.anchor_sha256)).patches for p in places]
-    order = np.argsort(-max_sim(features.patches, looks), kind="stable")
-    return [places[i] for i in order]
+    looks = {p.anchor_id: look for p in places if (look := _look(workspace, p)) is not None}
+    similar = dict(zip(looks, max_sim(features.patches, list(looks.values())), strict=True))
+    return sorted(places, key=lambda p: -similar.get(p.anchor_id, -1.0))
+
+
+def _look(workspace: Workspace, frame: GoldenPlace) -> F32 | None:
+    """(N, Dp) patches of a golden of a frame; None where none can be read."""
+    for golden in goldens_of_frame(workspace, frame):
+        with contextlib.suppress(DamagedError):
+            return workspace.golden_features(golden).patches
+    return None
+
+
+def goldens_of_frame(workspace: Workspace, frame: GoldenPlace) -> Iterator[Golden]:
+    """The anchor of a frame (the place of any golden in it), then the others: one stands in where its file is lost."""
+    yield Golden(frame.anchor_id, frame.product, frame.anchor_sha256)
+    for golden_id, anchor in sorted(workspace.stores.frames.of(frame.product).items()):
+        if anchor == frame.anchor_id != golden_id:
+            with contextlib.suppress(UnknownRecordError):
+                yield workspace.bank.get(golden_id)
 
 
 def _fits(found: Alignment, size: tuple[int, int]) -> bool:

@@ -17,10 +17,10 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_
 from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.products import check_kind
 from refdiff.memory.rows.products import check_scale
-from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent
-from refdiff.tools.framing.frames import place_golden, place_goldens
+from refdiff.tools.framing.frames import found_place, place_goldens
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
@@ -108,13 +108,11 @@ def enroll(
                     enrolled_by=enrolled_by,
                     source=golden_source,
                 )
-                if reading.values is not None:  # what was measured is found where it lies in its frame
-                    place_golden(workspace, golden)
-                if workspace.bank.add(golden, *golden_vectors(workspace, golden)):
+                place = found_place(workspace, golden)  # what was measured is found where it lies in its frame
+                if workspace.bank.add(golden, *golden_vectors(workspace, golden, place)):
                     result.added.append(golden)  # at once: it is in the bank, whatever fails from here on
                     thumbnails.keep(golden, thumbnail)
-                    with contextlib.suppress(DamagedError):  # its photo vanished: an inspection says so
-                        place_golden(workspace, golden)
+                    workspace.stores.frames.put(place)  # only now: no place without its golden sample
                 else:  # with a Qdrant server, another process may have enrolled it meanwhile
                     result.already_there.append(Refusal(path, _present(golden)))
             except InputError as e:

@@ -8,7 +8,7 @@ from refdiff.memory.golden_bank.bank_file import DamagedGolden
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.model.errors import InputError
 from refdiff.model.progress import Progress, silent
-from refdiff.tools.framing.frames import place_golden
+from refdiff.tools.framing.frames import found_place
 from refdiff.tools.inspection.frame_vectors import golden_vectors
 from refdiff.tools.workspace import Workspace
 
@@ -52,9 +52,12 @@ def reenroll(
             wanted[golden.golden_id] = golden
     for done, golden in enumerate(wanted.values(), start=1):
         try:
+            place = None  # photos are placed when that is first needed; what was measured is found where it lies
             if workspace.kind(golden.product) != "photo":
-                place_golden(workspace, golden)
-            bank.add(golden, *golden_vectors(workspace, golden), by)
+                place = workspace.stores.frames.get(golden.golden_id) or found_place(workspace, golden)
+            bank.add(golden, *golden_vectors(workspace, golden, place), by)
+            if place is not None:
+                workspace.stores.frames.put(place)
             result.restored.append(golden)
         except InputError as e:
             result.refused.append(NotRestored(golden.golden_id, golden.filename, str(e)))

@@ -29,6 +29,7 @@ from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
 from refdiff.tools.inspection.components import Count, Learned, Look, Mask, count, learn, look_of
 from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.frame_vectors import VERSION as FOUND_BY_VERSION
 from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
 from refdiff.tools.inspection.zones import ignored, product_spec
@@ -94,7 +95,7 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
         parts["tiles"] = tiles
     if known is not None and known.kind != "photo":
-        parts |= {"kind": known.kind, "rules": method_of(workspace, product).rules(spec)}
+        parts |= {"kind": known.kind, "found_by": FOUND_BY_VERSION, "rules": method_of(workspace, product).rules(spec)}
     if (fitted := workspace.fitted(product)) is not None:
         parts["networks"] = fitted.sha256
     if spec.smallest_defect_mm is not None:

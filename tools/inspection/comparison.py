@@ -13,7 +13,7 @@ from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import place_of
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison
-from refdiff.tools.inspection.frame_vectors import golden_vectors, vectors_as_it_lies, vectors_in_frame
+from refdiff.tools.inspection.frame_vectors import Vectors, golden_vectors, vectors_as_it_lies, vectors_in_frame
 from refdiff.tools.inspection.methods import Asked, method_of
 from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.retrieval import nearest_goldens
@@ -46,7 +46,7 @@ def compare(
         hits = nearest_goldens(workspace, query, query_key, features, product, k, exclude_ids, clock)
     else:
         workspace.forget_poses(query_key)
-        hits = [similarity_to(workspace, query, query_key, features, g) for g in goldens]
+        hits = similarities(workspace, query, query_key, features, goldens)
     return compare_with(workspace, query, query_key, features, product, hits, clock, exclude_ids)
 
 
@@ -78,15 +78,24 @@ def compare_with(
     return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)
 
 
-def similarity_to(
-    workspace: Workspace, query: RgbImage, query_key: str, features: Features, golden: Golden
-) -> GoldenHit:
-    """How similar a photo is to one given golden, by the bank's own yardstick. query_key: sha256 of the photo."""
-    own = features.global_vec, features.patches
-    if workspace.kind(golden.product) != "photo":
+def similarities(
+    workspace: Workspace, query: RgbImage, query_key: str, features: Features, goldens: Sequence[Golden]
+) -> list[GoldenHit]:
+    """How similar a photo is to each of given goldens of one product, by the bank's own yardstick, in their order.
+    query_key: sha256 of the photo. Those of measured values have to be in the bank; raises UnknownRecordError."""
+    measured: dict[str, Vectors] = {}  # of the photo in each frame, by its anchor
+
+    def both(golden: Golden) -> tuple[Vectors, Vectors]:
+        if workspace.kind(golden.product) == "photo":
+            return (features.global_vec, features.patches), golden_vectors(workspace, golden)
         place = place_of(workspace, golden)
-        own = vectors_in_frame(workspace, query, query_key, place, golden.product) or vectors_as_it_lies(
-            workspace, query_key, golden.product
-        )
-    whole, patches = golden_vectors(workspace, golden)
-    return ranked([(golden, float(own[0] @ whole), patches)], own[1], 1)[0]
+        if place.anchor_id not in measured:
+            found = vectors_in_frame(workspace, query, query_key, place, golden.product)
+            measured[place.anchor_id] = found or vectors_as_it_lies(workspace, query_key, golden.product)
+        return measured[place.anchor_id], workspace.bank.vectors(golden.golden_id)
+
+    hits = []
+    for golden in goldens:
+        (ours, our_patches), (whole, patches) = both(golden)
+        hits += ranked([(golden, float(ours @ whole), patches)], our_patches, 1)
+    return hits

@@ -176,7 +176,10 @@ def _read_as(spec: ProductSpec) -> dict[str, dict[str, Any]]:
 
 def check_specification(workspace: Workspace, product: str, spec: ProductSpec) -> None:
     """Raises SpecError where goldens are there and the smallest defect is given in mm, but no scale is known; or a rule is
-    of another kind than the product, or would read its golden samples otherwise than they were enrolled."""
+    of another kind than the product, would read its golden samples otherwise than they were enrolled, or cannot be checked.
+    """
+    if spec.depth is not None and spec.depth.problem:
+        raise SpecError(f"specification of {product!r}: depth: {spec.depth.problem}")
     check_kind_rules(workspace, product, spec)
     if spec.smallest_defect_mm is not None and workspace.bank.count(product, IN_USE):
         _wanted_px(spec, spec.scale_mm_per_px or _any_scale(workspace, product), product)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.model.defect_types import DIFFERENCE_TYPES, MeasuredType
+from refdiff.model.errors import DamagedError
 from refdiff.model.height.difference import HeightDifference, Sensor, compare, largest_patch, measure_place
 from refdiff.model.height.plane import height_of
 from refdiff.model.images import F32, Mask
@@ -20,6 +22,7 @@ from refdiff.tools.inspection.difference import Comparison, Difference, Register
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.on_query import on_query
 from refdiff.tools.inspection.scale import ResolvedScale
+from refdiff.tools.inspection.zones import ignored_on_golden
 from refdiff.tools.kinds.depth import DepthRules
 from refdiff.tools.kinds.reading import Quantity, Reading
 from refdiff.tools.vision.measurement import Measurement, of_mask
@@ -30,7 +33,9 @@ _CELL_PX = 3.0  # as near as two places can be told apart: what is tolerated, an
 _LEVEL_PART = 0.25
 _CORE = 0.5  # of a place's height: what is measured of it
 _RESIDUAL_PX = 0.5  # where the registration cannot say what it left
-_FRAMED_BY = 64  # golden samples that say what all of them show
+_FRAMED_BY = 64  # golden samples that say what they show
+_SHOWN_BY = 0.75  # of them, that show what counts
+_FAR_PX = 100_000.0  # beyond any picture, and small enough to be drawn
 _LEAST_HOLE_PX = 25  # a smaller hole asks nobody
 
 
@@ -70,28 +75,29 @@ def compare_height(
 
 
 def _outside(query: F32, nearest: RegisteredGolden) -> float:
-    """The part of what all golden samples of a frame show that lies outside of the query's picture; 0 without registration.
+    """The part of what golden samples of a frame show, without ignore zones, that lies outside of the query's picture; 0
+    without registration.
 
-    All of them: a corner of the table that some turned one shows is no part of the product.
+    Nearly all of them: a corner of the table that some turned one shows is no part of the product, and one that was enrolled
+    badly hides nothing.
     """
-    values = nearest.workspace.golden_reading(nearest.golden).values
+    workspace, golden = nearest.workspace, nearest.golden
+    values = workspace.golden_reading(golden).values
     if values is None or not nearest.alignment.ok:
         return 0.0
-    own, shown = place_of(nearest.workspace, nearest.golden), _rectangle(values.shape)
-    goldens = nearest.workspace.bank.list(nearest.golden.product, IN_USE)
-    for other in goldens[:: -(-len(goldens) // _FRAMED_BY)]:
-        place = place_of(nearest.workspace, other)
-        if place.anchor_id == own.anchor_id:
-            here = np.linalg.inv(matrix_of(own)) @ matrix_of(place)
-            theirs = cv2.perspectiveTransform(_rectangle(place.size)[None], here)[0]
-            shared = cv2.intersectConvexConvex(shown.astype(np.float32), theirs.astype(np.float32))[1]
-            shown = np.zeros((0, 2)) if shared is None else shared.reshape(-1, 2).astype(np.float64)
-            if len(shown) < 3:
-                return 0.0
-    size = values.shape[0], values.shape[1]
-    inside = np.zeros(size, np.uint8)
-    cv2.fillConvexPoly(inside, np.rint(shown - 0.5).astype(np.int32), 1)
-    counted = (inside > 0) & np.isfinite(values)
+    own, size = place_of(workspace, golden), (values.shape[0], values.shape[1])
+    goldens = workspace.bank.list(golden.product, IN_USE)
+    shown, asked = np.zeros(size, np.uint8), 0
+    for other in goldens[:: max(1, -(-len(goldens) // _FRAMED_BY))] or [golden]:
+        with contextlib.suppress(DamagedError):  # one that was never placed, and cannot be any more
+            place = place_of(workspace, other)
+            if place.anchor_id == own.anchor_id:
+                here = np.linalg.inv(matrix_of(own)) @ matrix_of(place)
+                corners = cv2.perspectiveTransform(_rectangle(place.size)[None], here)[0]
+                drawn = np.zeros(size, np.uint8)
+                cv2.fillConvexPoly(drawn, np.rint(np.clip(corners - 0.5, -_FAR_PX, _FAR_PX)).astype(np.int32), 1)
+                shown, asked = shown + drawn, asked + 1
+    counted = (shown >= max(1.0, _SHOWN_BY * asked)) & np.isfinite(values) & ~ignored_on_golden(workspace, golden, size)
     lies_in = coverage(np.asarray(np.linalg.inv(nearest.alignment.matrix), np.float64), query.shape, size)
     return float((counted & ~lies_in).sum()) / max(1, int(counted.sum()))
 

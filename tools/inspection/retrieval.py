@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 
 import numpy as np
 
-from refdiff.memory.golden_bank.golden import GoldenHit
+from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit
 from refdiff.model.difference.features import Features, resize_to
-from refdiff.model.errors import DamagedError
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import likely_frames, place_of
 from refdiff.tools.framing.photos import alignment, frame_grid, warped
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.frame_vectors import vectors_as_it_lies, vectors_in_frame
+from refdiff.tools.inspection.frame_vectors import Vectors, vectors_as_it_lies, vectors_in_frame
 from refdiff.tools.vision.registration import Alignment
 from refdiff.tools.workspace import Workspace
 
@@ -39,12 +37,20 @@ def nearest_goldens(
     goldens are taken if they are more similar and register; a part that lies upright costs nothing more.
     All are of the frame of the nearest. Where that has fewer, those of other frames that register fill up.
     features: of the photo as it is; the similarities are those of the photo as it was searched for. query_key: sha256 of
-    the photo. Raises UnknownProductError if there is no golden. Files of measured values: see `_nearest_measured`.
+    the photo. Raises UnknownProductError if there is no golden. Files of measured values are found
+    by those, see `_nearest_measured`.
     """
     clock = clock or Clock()
     workspace.forget_poses(query_key)
     if workspace.kind(product) != "photo":
-        return _nearest_measured(workspace, query, query_key, features, product, k, exclude_ids, clock)
+
+        def find(vectors: Vectors, without: Collection[str] = ()) -> list[GoldenHit]:
+            with clock.stage("retrieve"):
+                return workspace.bank.nearest(product, *vectors, k, exclude_ids={*exclude_ids, *without})
+
+        with clock.stage("align"):
+            in_frames = _measured_in_frames(workspace, query, query_key, features, product, exclude_ids)
+        return _nearest_measured(workspace, query_key, product, in_frames, find)[:k]
 
     def search(features: Features, without: Collection[str] = exclude_ids) -> list[GoldenHit]:
         with clock.stage("retrieve"):
@@ -81,36 +87,46 @@ def nearest_goldens(
     return [*inside, *(h for h in outside if len(inside) < k and register(h).ok)][:k]
 
 
-def _nearest_measured(
+def _measured_in_frames(
     workspace: Workspace,
     query: RgbImage,
     query_key: str,
     features: Features,
     product: str,
-    k: int,
     exclude_ids: Collection[str],
-    clock: Clock,
-) -> list[GoldenHit]:
-    """The k nearest goldens by what was measured where: in each of the likely frames that the file registers to, the goldens
-    of the most similar first. Without any, as it lies."""
+) -> dict[str, Vectors]:
+    """By which goldens are found in each of the likely frames that a file registers to, by the ids of their anchors."""
     frames = workspace.stores.frames.of(product)
-    found: list[list[GoldenHit]] = []
-    for frame in likely_frames(workspace, product, features)[:_FRAMES]:
-        vectors = None
-        with clock.stage("align"), contextlib.suppress(DamagedError):
-            vectors = vectors_in_frame(workspace, query, query_key, frame, product)
-        if vectors is not None:
-            elsewhere = {golden_id for golden_id, anchor in frames.items() if anchor != frame.anchor_id}
-            with clock.stage("retrieve"):
-                found.append(workspace.bank.nearest(product, *vectors, k, exclude_ids={*exclude_ids, *elsewhere}))
+    unasked: Collection[str] = exclude_ids
+    if len(set(frames.values())) > _FRAMES:  # those without a golden to compare with must not displace others
+        unasked = frames.keys() - ({g.golden_id for g in workspace.bank.list(product, IN_USE)} - {*exclude_ids})
+    likely = likely_frames(workspace, product, features, unasked)[:_FRAMES]
+    found = {p.anchor_id: vectors_in_frame(workspace, query, query_key, p, product) for p in likely}
+    return {anchor_id: vectors for anchor_id, vectors in found.items() if vectors is not None}
+
+
+def _nearest_measured(
+    workspace: Workspace,
+    query_key: str,
+    product: str,
+    in_frames: Mapping[str, Vectors],
+    find: Callable[[Vectors, Collection[str]], list[GoldenHit]],
+) -> list[GoldenHit]:
+    """The nearest goldens by what was measured where: in each frame, the goldens of the most similar first. Without any, as
+    it lies. in_frames: see `_measured_in_frames`. find: searches for vectors, without goldens of those ids."""
+    frames = workspace.stores.frames.of(product)
+    found = [
+        find(vectors, [golden_id for golden_id, anchor in frames.items() if anchor != anchor_id])
+        for anchor_id, vectors in in_frames.items()
+    ]
     found.sort(key=lambda hits: hits[0].similarity if hits else 0.0, reverse=True)
-    if hits := list(chain(*found))[:k]:
-        return hits
-    with clock.stage("retrieve"):
-        hits = workspace.bank.nearest(product, *vectors_as_it_lies(workspace, query_key, product), k, exclude_ids)
-    if not hits:
+    hits: dict[str, GoldenHit] = {}  # a golden without a place is found in each frame
+    for hit in chain(*found):
+        hits.setdefault(hit.golden.golden_id, hit)
+    nearest = list(hits.values()) or find(vectors_as_it_lies(workspace, query_key, product), ())
+    if not nearest:
         raise workspace.bank.no_goldens(product)
-    return hits
+    return nearest
 
 
 def retrieve_reference(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
 from refdiff.model.images import RgbImage
+from refdiff.tools.framing.frames import matrix_of, place_of
 from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.vision.regions import map_size
@@ -39,6 +40,19 @@ def ignored(
     """What lies in ignore zones, bool at the photo's `map_size`, None without zones; and whether they could be placed."""
     masks, placed = place_zones(workspace, query, query_key, product, "ignore")
     return (np.logical_or.reduce(list(masks.values())) if masks else None), placed
+
+
+def ignored_on_golden(workspace: Workspace, golden: Golden, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) of `size`, its own: what lies in ignore zones of a golden; nothing where they are drawn in another frame."""
+    spec = product_spec(workspace, golden.product)
+    zones = [z for z in spec.zones if z.kind == "ignore"]
+    mask = np.zeros(size, np.bool_)
+    if zones:
+        drawn, own = place_of(workspace, zone_golden(workspace, golden.product, spec)), place_of(workspace, golden)
+        if drawn.anchor_id == own.anchor_id:
+            matrix = np.linalg.inv(matrix_of(own)) @ matrix_of(drawn)
+            mask = np.logical_or.reduce([zone_mask(zone, matrix, size) for zone in zones])
+    return mask
 
 
 def place_zones(

@@ -51,15 +51,16 @@ class DepthRules(BaseModel):
             raise ValueError("span_mm is [lowest, highest]")
         return self
 
-    @model_validator(mode="after")
-    def _checkable(self) -> Self:
+    @property
+    def problem(self) -> str:
+        """Why such rules cannot be checked; "" if they can. Said where they are set: those of earlier versions are read."""
         for name, needed in (("max_offset_mm", _OFFSET_KNOWN), ("max_tilt_deg", _TILT_KNOWN)):
             if getattr(self, name) is not None and self.remove not in needed:
-                raise ValueError(
+                return (
                     f"{name} is about what is removed of the part as a whole, and `remove: {self.remove}` removes no such "
                     f"thing; set `remove` to {' or '.join(needed)}, or leave {name} out (what differs is a deviation then)"
                 )
-        return self
+        return ""
 
     @property
     def reading(self) -> HeightRules:
