@@ -356,7 +356,8 @@ def test_export_of_a_bfloat16_installation_is_calibrated_as_devices_compute(
     assert [r.verdict for r in found] == [r.verdict for r in ours]
 
 
-@pytest.mark.parametrize("graphs", ["openvino", pytest.param("onnx", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("graphs", ["openvino", "onnx"])
 def test_export_in_int8_is_calibrated_by_its_networks_and_finds_as_much(turned: Made, graphs: GraphFormat) -> None:
     path = turned.root / f"{graphs}-int8.refdiff"
     with opened(turned.root) as workspace:
