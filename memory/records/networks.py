@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, Row, bindparam, delete, select
 
 from refdiff.memory.changes import NETWORK, changing, network_state, record_change
 from refdiff.memory.database import tables as t
@@ -18,6 +18,8 @@ from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
 
 _N = t.networks.c
+# weights are large; prepared, as every inspection asks
+_WITHOUT_WEIGHTS = select(*(c for c in _N if c is not _N.weights)).where(_N.product == bindparam("product"))
 
 
 # declined: a person stopped it, or removed what came of it; stopped: by itself it goes on, or begins anew
@@ -198,5 +200,4 @@ def _read_attempt(text: str) -> FitAttempt:
 
 
 def _row(conn: Connection, product: str) -> Row[Any] | None:
-    columns = (c for c in _N if c is not _N.weights)  # which are large
-    return conn.execute(select(*columns).where(_N.product == product)).first()
+    return conn.execute(_WITHOUT_WEIGHTS, {"product": product}).first()

@@ -8,7 +8,7 @@ import math
 import shlex
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, select, update
 
 from refdiff.memory.changes import (
     CALIBRATION,
@@ -28,12 +28,14 @@ from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import InputError, SpecError, UnknownRecordError
 
 _P = t.products.c
+# prepared: an inspection asks for its product some thirty times
+_KNOWN = select(_P.name).where(func.lower(_P.name) == bindparam("name")).order_by(_P.name)
 
 
 def known_name(conn: Connection, name: str) -> str:
     """The name of a product as it was first written: "Bracket" is `bracket`, if that exists. Raises InputError."""
     name = check_product_name(name)
-    known = conn.scalars(select(_P.name).where(func.lower(_P.name) == name.lower()).order_by(_P.name)).all()
+    known = conn.scalars(_KNOWN, {"name": name.lower()}).all()
     return name if not known or name in known else str(known[0])
 
 
@@ -53,8 +55,9 @@ class ProductStore:
 
     def get(self, name: str) -> Product | None:
         """The product of that name; None if there is none. Raises InputError if it cannot be a name."""
+        name = check_product_name(name)
         with self._db.connection() as conn:
-            row = t.get(conn, t.products, name=known_name(conn, name))
+            row = t.get(conn, t.products, name=name) or t.get(conn, t.products, name=known_name(conn, name))
         return None if row is None else _product(row)
 
     def name_of(self, name: str) -> str:

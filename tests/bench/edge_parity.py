@@ -43,15 +43,11 @@ ABSENT = (
     "langchain_core", "langchain_openai", "fastapi", "httpx2", "typer", "jinja2", "yaml", "regex",
 )  # fmt: skip
 _RUN = """
-import resource, sys, time
+import sys
 for name in {absent!r}:
     sys.modules[name] = None
-began = time.perf_counter()
 from refdiff.server.device.command import run
-code = run(sys.argv[1:])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(f"{{peak:.0f}} MB at most, {{time.perf_counter() - began:.2f}} s", file=sys.stderr)
-sys.exit(code)
+sys.exit(run(sys.argv[1:]))
 """
 
 
