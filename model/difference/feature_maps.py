@@ -42,13 +42,13 @@ class FeatureMaps(dict[int, Array]):
         maps = [on_cells(self[s], self.grid) for s in _STRIDES]
         return unit(library_of(maps[0]).concat(maps, 1), 1)
 
-    def take_sketch(self, known: Sketch) -> None:
-        """Take a sketch of the same maps that was computed before."""
-        self.__dict__["sketch"] = known
+    def take_directions(self, known: Array) -> None:
+        """Take `directions` of the same maps that were computed before."""
+        self.__dict__["directions"] = known
 
     @cached_property
-    def sketch(self) -> Sketch:
-        """(d, h*w) descriptors in the d directions that hold most of them, and (C, d) those directions; d <= C."""
+    def directions(self) -> Array:
+        """(C, d) float32 orthonormal columns: the d directions that hold most of the descriptors; d <= C."""
         library = library_of(self[GRID_STRIDE])
         # a coarse map has few cells and so spans few directions: the eigenvectors are looked for among those
         spans = [library.linalg.qr(self._cells(s)).Q for s in _STRIDES]  # (C_s, k_s) each
@@ -57,8 +57,12 @@ class FeatureMaps(dict[int, Array]):
         most = packed(library.linalg.eigh(within.T @ within).eigenvectors[:, -_SEARCHED:])
         begins = offsets([span.shape[1] for span in spans])
         by_span = [most[begin:end] for begin, end in pairwise(begins)]
-        directions = [span @ part for span, part in zip(spans, by_span, strict=True)]
-        return packed((within @ most).T), library.concat(directions)
+        return library.concat([span @ part for span, part in zip(spans, by_span, strict=True)])
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """(d, h*w) descriptors in the d `directions`, and these."""
+        return packed((self.descriptors @ self.directions).T), self.directions
 
     @cached_property
     def directed(self) -> dict[int, Array]:

@@ -1,15 +1,14 @@
 """What a device needs on one core and on two, beside the installation: python tests/bench/edge_cost.py FOLDER... --out RUN
 
-Each folder is a data set that `refdiff evaluate` reads: its good training photos are enrolled and exported in each format. Every
-row is a process of its own that may use so many cores: `refdiff-edge`'s code without torch, or the installation with torch in
-float32 and as it is by default. Rows take turns for `--rounds`. The bare encoder is one pass
-of the device's own over a whole photo. Exports that are there are not written again. Linux only.
+Each folder is a data set that `refdiff evaluate` reads: its good training photos are enrolled and exported in each format.
+Every row is a process of its own that may use so many cores: `refdiff-edge`'s code without torch, or the installation, once
+with torch in float32 and once as it is by default. Rows take turns for `--rounds`. The bare encoder is one pass of the
+device's own over a whole photo. Exports that are there are not written again. Linux only.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys

@@ -20,8 +20,8 @@ from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.memory.rows.networks import ProductNetworks
 from refdiff.memory.rows.products import Product
+from refdiff.model.arrays import Array
 from refdiff.model.difference.comparing import Comparing, Network
-from refdiff.model.difference.feature_maps import Sketch
 from refdiff.model.difference.features import Features
 from refdiff.model.difference.sessions import Run
 from refdiff.model.errors import DamagedError, InputError, UnknownProductError, UnknownRecordError, no_goldens
@@ -39,7 +39,7 @@ from refdiff.tools.workspace import Workspace
 _IMAGES_KEPT_BYTES = 8 << 20
 _VIEWS_KEPT_BYTES = 8 << 20
 _FEATURES_KEPT_BYTES = 16 << 20
-_SKETCHES_KEPT_BYTES = 24 << 20  # of the same: what takes longest to compute anew
+_DIRECTIONS_KEPT_BYTES = 32 << 20  # of the same, of about 140: what takes longest to compute anew
 _PICTURES_KEPT_BYTES = 8 << 20
 _WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
 _OTHER_VERSION = (
@@ -221,7 +221,7 @@ class ExportedFeatures:
     def __init__(self, export: Export) -> None:
         self._export = export
         self._kept: LRUCache[str, Features] = LRUCache(_FEATURES_KEPT_BYTES, lambda f: f.maps.nbytes)
-        self._sketches: LRUCache[str, Sketch] = LRUCache(_SKETCHES_KEPT_BYTES, lambda s: s[0].nbytes + s[1].nbytes)
+        self._directions: LRUCache[str, Array] = LRUCache(_DIRECTIONS_KEPT_BYTES, attrgetter("nbytes"))
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """As `FeatureCache.get`; for one thread at a time."""
@@ -235,10 +235,9 @@ class ExportedFeatures:
 
     def _read(self, key: str, name: str) -> Features:
         features = unpack_features(lambda array: array, self._export.arrays(name))
-        if (known := self._sketches.get(key)) is not None:
-            features.maps.take_sketch(known)
-        with contextlib.suppress(ValueError):  # larger than the cache
-            self._sketches[key] = features.maps.sketch
+        if (known := self._directions.get(key)) is not None:
+            features.maps.take_directions(known)
+        self._directions[key] = features.maps.directions
         return features
 
 
