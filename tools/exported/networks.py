@@ -42,7 +42,9 @@ def exported_encoder(run: Run, about: Mapping[str, Any], working_px: int) -> Enc
     channels = dict(sorted((int(s), int(c)) for s, c in about["channels"].items()))  # in the order of the results
 
     def maps(pixels: NDArray[np.uint8]) -> dict[int, Array]:
-        return dict(zip(channels, run(pixels), strict=True))
+        # one by one: a batch is no faster on a CPU, and four tiles at once took 60 to 130 MB more
+        each = [run(pixels[i : i + 1]) for i in range(len(pixels))]
+        return {s: np.concatenate(found) for s, *found in zip(channels, *each, strict=True)}
 
     return Encoding(maps, lambda array: array, channels, str(about["digest"]), working_px)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter
@@ -38,8 +37,7 @@ from refdiff.tools.workspace import Workspace
 # a device has little memory; what does not fit is read, drawn or decoded again
 _IMAGES_KEPT_BYTES = 8 << 20
 _VIEWS_KEPT_BYTES = 8 << 20
-_FEATURES_KEPT_BYTES = 16 << 20
-_DIRECTIONS_KEPT_BYTES = 32 << 20  # of the same, of about 140: what takes longest to compute anew
+_DIRECTIONS_KEPT_BYTES = 32 << 20  # of the features of about 140 tiles: what takes longest to compute anew
 _PICTURES_KEPT_BYTES = 8 << 20
 _WARPED_KEPT_BYTES = 8 << 20  # of photos, which are inspected once
 _OTHER_VERSION = (
@@ -216,22 +214,19 @@ class ExportedBank:
 
 
 class ExportedFeatures:
-    """Features of golden samples by key: those of the export, and what is computed here because it depends on the photo."""
+    """Features of golden samples by key: those of the export, and what is computed here because it depends on the photo.
+
+    None are kept: the next photo has other golden samples, and a tile takes 5 MB.
+    """
 
     def __init__(self, export: Export) -> None:
         self._export = export
-        self._kept: LRUCache[str, Features] = LRUCache(_FEATURES_KEPT_BYTES, lambda f: f.maps.nbytes)
         self._directions: LRUCache[str, Array] = LRUCache(_DIRECTIONS_KEPT_BYTES, attrgetter("nbytes"))
 
     def get(self, key: str, encode: Callable[[], Features], on_disk: bool) -> Features:
         """As `FeatureCache.get`; for one thread at a time."""
-        if (known := self._kept.get(key)) is not None:
-            return known
         name = f"{FEATURES}/{key}.safetensors"
-        found = self._read(key, name) if name in self._export.manifest.parts else rounded(encode())
-        with contextlib.suppress(ValueError):  # larger than the cache
-            self._kept[key] = found
-        return found
+        return self._read(key, name) if name in self._export.manifest.parts else rounded(encode())
 
     def _read(self, key: str, name: str) -> Features:
         features = unpack_features(lambda array: array, self._export.arrays(name))
