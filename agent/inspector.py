@@ -232,7 +232,8 @@ class Inspector(AbstractContextManager["Inspector"]):
 
     def _context(self, request: InspectionRequest, capture: Capture | None, scripted: bool) -> AgentContext:
         def progress(what: str, done: int, total: int, note: str = "") -> None:
-            self._emit(AgentEvent("calibrating", "calibrating from the golden samples", done, total))
+            said = "calibrating from the golden samples" if total else what  # it waits
+            self._emit(AgentEvent("calibrating", said, done, total))
 
         tools = ToolContext(
             self.workspace, request.part_id, request.product, request.capture_id, progress, capture,

@@ -60,6 +60,7 @@ from refdiff.model.errors import (
     UnknownRecordError,
 )
 from refdiff.model.images import F32
+from refdiff.model.progress import Progress as WorkProgress
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.golden_samples.adopt import adopt_all
 from refdiff.tools.golden_samples.background_fit import Fittings
@@ -80,7 +81,6 @@ __all__ = ["Inspection", "InspectionService", "Job", "Progress", "ServiceStatus"
 MAX_TEXT = 20_000
 _MAX_ENROLLING = 4  # enrolments and calibrations that run or wait; each holds a thread of its caller
 Role = Literal["all", "server", "worker"]  # of a process: everything by itself, or its share
-_STUCK_S = 900.0  # without a sign of life of a running inspection
 _FULL_PX = 4096  # long side of a shown picture
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Readiness:
     problems: tuple[str, ...]  # in words; none: ready
     free_bytes: int  # on the disk of the home folder
     oldest_s: float  # age of the oldest inspection that waits or runs; 0 without one
-    silent_s: float  # since the inspecting thread was last heard of; 0 while it has nothing to do
+    silent_s: float  # since the last step of what the inspecting thread does; 0 while it has nothing to do
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self.jobs = self.stores.jobs
             self._queue = InspectionQueue(
                 self.jobs, self._inspect, self._adopt, takes_jobs=role != "server", on_crashed=self._give_up_deadly,
-                outcome=self._outcome, lease_s=settings.lease_s,
+                outcome=self._outcome, lease_s=settings.lease_s, hang_s=settings.longest_step_s,
             )  # fmt: skip
             self._inspector = self._stack.enter_context(
                 Inspector(workspace, settings, on_event=self._queue.on_event, unattended=True)
@@ -221,7 +221,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def close(self, wait_s: float | None = None) -> None:
         """wait_s: how long to wait for the inspection that runs; default: briefly. What has not ended is resumed."""
         self._queue.drain()
-        self.fittings.stop()
+        self.fittings.stop(self.hung or "")
         self._queue.stop(wait_s)
         self._stack.close()
         self.workspace.close()
@@ -236,8 +236,14 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     @property
     def alive(self) -> bool:
-        """Whether the inspecting thread lives. Waits for nothing."""
+        """Whether this process gets work done: its inspecting thread lives, and nothing hangs. Waits for nothing."""
         return self._queue.alive
+
+    @property
+    def hung(self) -> str | None:
+        """What hangs in this process, in words, which should end then, and be started again: no thread can be ended from
+        outside. What it had accepted is kept."""
+        return self._queue.hung
 
     def readiness(self, workers: bool = True) -> Readiness:
         """Whether accepted work gets done now. Reads the stores, so it may take long in an outage.
@@ -247,13 +253,12 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         problems = []
         oldest = self.jobs.oldest_open()
         oldest_s = 0.0 if oldest is None else (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()
-        silent_s = time.monotonic() - self._queue.sign_of_life if self._queue.current else 0.0
-        if not self.alive:
+        if self.hung:
+            problems.append(f"{self.hung}; this process ends, to be started again")
+        elif not self.alive:
             problems.append("the inspecting thread has died; restart the server")
         elif self.stopping:
             problems.append("the server is stopping")
-        elif silent_s > _STUCK_S:
-            problems.append(f"the running inspection has shown no progress for {silent_s:.0f} s; restart the server")
         elif workers and self.role == "server" and not self.jobs.workers():
             problems.append("no worker takes inspections; start one: refdiff worker")
         elif self._queue.outage:
@@ -264,7 +269,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             problems.append("the golden bank cannot be read; the log says why")
         if self.stores.free_bytes() < self.stores.settings.min_free_bytes:
             problems.append("the disk is nearly full; free some space (REFDIFF_MIN_FREE_BYTES)")
-        return Readiness(tuple(problems), self.stores.free_bytes(), oldest_s, silent_s)
+        return Readiness(tuple(problems), self.stores.free_bytes(), oldest_s, self._queue.silent_s)
 
     def status(self) -> ServiceStatus:
         return ServiceStatus(
@@ -557,10 +562,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
         Raises BusyError if many wait.
         """
-        with self._enrolment():
+        with self._enrolment(f"enrolment in product {product}") as progress:
             return enroll(
                 self.workspace, product, photos, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
-                station=station, enrolled_by=by, kind=kind, conditions=conditions,
+                station=station, enrolled_by=by, kind=kind, conditions=conditions, progress=progress,
             )  # fmt: skip
 
     def goldens(self, product: str | None = None, status: GoldenStatus | None = None) -> list[Golden]:
@@ -608,15 +613,15 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         name = self.stores.products.name_of(name)
         if not self.workspace.bank.count(name):
             raise self.workspace.bank.no_goldens(name)
-        with self._enrolment():
-            made = calibrate(self.workspace, name, alpha=alpha, by=by)
+        with self._enrolment(f"calibration of product {name}") as progress:
+            made = calibrate(self.workspace, name, progress=progress, alpha=alpha, by=by)
         smallest = {"smallest_defect": product_fineness(self.workspace, name)}
         return calibration_overview(self.workspace, made) | smallest
 
     def export_for_devices(self, name: str, graphs: GraphFormat, *, by: str) -> Published:
         """Export a product as it is now, and publish it. Raises as `export_and_publish`, BusyError if many wait."""
-        with self._enrolment():
-            return export_and_publish(self.workspace, name, graphs, by=by)
+        with self._enrolment(f"export of product {name}") as progress:
+            return export_and_publish(self.workspace, name, graphs, by=by, progress=progress)
 
     def fit(self, name: str, by: str) -> dict[str, Any]:
         """Begin to fit a network to a product, or have a worker do it. Raises UnknownProductError, InputError with too few
@@ -689,28 +694,30 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             return
         elsewhere = BusyError("another process enrols them")
         # an enrolment may take minutes; inspections do not wait for it
-        with suppress(BusyError), self._enrol_now(), self.stores.db.lock("adopt", elsewhere):
-            adopt_all(self.workspace)
+        with suppress(BusyError), self._enrol_now() as step, self.stores.db.lock("adopt", elsewhere):
+            adopt_all(self.workspace, step)
 
     @contextmanager
-    def _enrolment(self) -> Iterator[None]:
-        """The turn of one enrolment or calibration. Raises BusyError if many wait: each keeps a thread from others."""
+    def _enrolment(self, what: str) -> Iterator[WorkProgress]:
+        """The turn of one enrolment or calibration, to be told of its steps. Raises BusyError if many wait: each keeps a
+        thread from others."""
         if not self._enrol_places.acquire(blocking=False):
             raise BusyError(f"{_MAX_ENROLLING} enrolments or calibrations run or wait already; try again later", 10.0)
         try:
-            with self._enrolling, self._queue.beside():
-                yield
+            with self._enrolling, self._queue.beside(what) as step:
+                yield lambda *_moved: step()
         finally:
             self._enrol_places.release()
 
     @contextmanager
-    def _enrol_now(self) -> Iterator[None]:
-        """The turn of an enrolment that can also be done later. Raises BusyError instead of waiting."""
+    def _enrol_now(self) -> Iterator[Callable[[], None]]:
+        """The turn of an enrolment that can also be done later, to be told of its steps. Raises BusyError instead of
+        waiting."""
         if not self._enrolling.acquire(blocking=False):
             raise BusyError("an enrolment or calibration is running")
         try:
-            with self._queue.beside():
-                yield
+            with self._queue.beside("enrolment of reviewed photos") as step:
+                yield step
         finally:
             self._enrolling.release()
 

@@ -45,9 +45,19 @@ class AgentSettings(BaseSettings):
         default=30.0, ge=1, le=3600,
         description="Seconds without a sign of life of a worker after which another one takes its inspection over.",
     )  # fmt: skip
+    hang_s: float = Field(
+        default=900.0, ge=1, le=86_400,
+        description="Seconds for one step of an inspection, calibration, enrolment or fit after which it is taken to hang.",
+    )  # fmt: skip
     blind_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of inspections that a person judges blind (REFDIFF_BLIND_SHARE)."
     )
     history_days: int = Field(
         default=30, ge=1, le=3660, description="How long a confirmed defect is remembered, in days."
     )
+
+    @property
+    def longest_step_s(self) -> float:
+        """`hang_s`, and in any case more than an endpoint may take for one answer."""
+        asks = self.llm != "off" and self.llm_base_url is not None
+        return max(self.hang_s, 2 * self.llm_timeout_s * (1 + self.llm_retries)) if asks else self.hang_s

@@ -1,13 +1,21 @@
-"""SIGINT (Ctrl-C) and SIGTERM: one orderly end, whichever comes first."""
+"""SIGINT (Ctrl-C) and SIGTERM: one orderly end, whichever comes first; and the end of a process in which something hangs."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HUNG = 75  # exit code of a process in which something hung (EX_TEMPFAIL of sysexits.h): start it again
+_LOOK_S = 0.2
+_SEEN_S = 3.0  # for probes and balancers to see that it is not ready
 
 
 @contextlib.contextmanager
@@ -51,3 +59,38 @@ def interrupting() -> Iterator[None]:
 
     with handled_by(interrupt):
         yield
+
+
+@contextlib.contextmanager
+def ending_if_hung(hung: Callable[[], str | None], within_s: float) -> Iterator[None]:
+    """Once `hung` says that something hangs, end the process as SIGTERM does; the caller then calls `end_if_hung`.
+
+    within_s: how long that may take: what hangs may hold locks that an orderly end waits for.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while not hung():
+            if over.wait(_LOOK_S):
+                return
+        time.sleep(_SEEN_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(within_s)
+        end_if_hung(hung())
+
+    threading.Thread(target=look, name="end if hung", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def end_if_hung(hung: str | None) -> None:
+    """End the process at once, with exit code HUNG, if something hangs in it: an orderly end would wait for its thread."""
+    if hung:
+        print(f"refdiff: {hung}; this process ends, to be started again", file=sys.stderr)
+        logging.shutdown()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(HUNG)

@@ -30,7 +30,7 @@ ORDER = {
     "agent": "service device people evaluation recording inspector graph nodes language filing verdict context "
     "drivers checkpoints work report events prompts request telemetry settings state",
     "server": "cli device web chat mcp watch telemetry model_server vllm_plugin progress base64_images extras sockets "
-    "signals env_files settings logs",
+    "signals rounds env_files settings logs",
 }
 FILES = [path.relative_to(ROOT) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py")))]

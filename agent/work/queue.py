@@ -3,6 +3,9 @@
 Any number of processes take jobs from one journal: what is next is found there, and each says while it runs a job that it
 lives. Progress is heard in the process that runs the job; of jobs of other processes the journal tells when they end.
 
+A job that takes no step for too long hangs. It goes back once, and fails the next time; the process takes no more jobs, and
+should end.
+
 Only this thread uses the language model. The difference network is also used by enrolment and calibration, which run beside
 it; that is safe because its weights are only read and the feature caches are locked.
 """
@@ -23,8 +26,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from refdiff.agent.events import AgentEvent
+from refdiff.agent.work.watch import HANG_S, Watch, Work
 from refdiff.memory.journals.backoff import Backoff
-from refdiff.memory.journals.jobs import LEASE_S, Job, JobState, JobStore
+from refdiff.memory.journals.jobs import HUNG, LEASE_S, Job, JobState, JobStore
 from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
 from refdiff.model.files import outage
 
@@ -78,16 +82,21 @@ class InspectionQueue:
         on_crashed: Callable[[list[Job]], None] = lambda jobs: None,
         outcome: Callable[[str], str] = lambda inspection_id: "",
         lease_s: float = LEASE_S,
+        hang_s: float = HANG_S,
     ) -> None:
         """inspect: runs a job, files it and returns what to report at the end, e.g. the verdict; it may be called again for
         a job that was interrupted. on_idle: short work at the start, after each inspection and once a minute without one.
         takes_jobs: False where other processes inspect. on_crashed: called with jobs whose worker has died, once they wait
         again. outcome: what to report at the end of one that another process filed. lease_s: how long after its last sign of
-        life a worker is taken for dead.
+        life a worker is taken for dead. hang_s: how long work may take for one step.
         """
         self._jobs, self._inspect, self._on_idle = jobs, inspect, on_idle
         self._takes_jobs, self._on_crashed, self._lease_s = takes_jobs, on_crashed, lease_s
-        self._outcome = outcome
+        self._outcome, self._hang_s = outcome, hang_s
+        self.hung: str | None = None  # what hangs, in words: this process should end
+        self._watch = Watch(hang_s, self._hang)
+        self._doing: Work | None = None  # of the inspecting thread
+        self._heard: AgentEvent | None = None  # the last one
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
         self._changed = threading.Condition()
         self._more = takes_jobs  # whether there may be a job to take
@@ -106,7 +115,6 @@ class InspectionQueue:
         self._beside = 0  # pieces of work in other threads that might crash the process
         self._blamed: str | None = None  # the running job, if a crash now would be its own
         self._outage: str | None = None  # the last one, logged already
-        self.sign_of_life = time.monotonic()  # of the thread
         self.seconds_each = 5.0  # moving average
         self.finished = {"done": 0, "failed": 0}
         # a daemon: a process that stops does not wait for an inspection, which is resumed after the next start
@@ -118,6 +126,7 @@ class InspectionQueue:
     def start(self) -> None:
         self._thread.start()
         self._looks.start()
+        self._watch.start()
         if self._takes_jobs:
             self._beats.start()
 
@@ -137,9 +146,10 @@ class InspectionQueue:
     def stop(self, wait_s: float | None = None) -> None:
         """Drain, and wait for what is running, no longer than wait_s (default: briefly); the journal keeps the rest."""
         self.drain()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._is_given_up(self._doing):
             self._thread.join(_STOP_WAIT_S if wait_s is None else wait_s)
         self._ended.set()
+        self._watch.stop()
         for thread in (self._beats, self._looks):  # they use the journal, which is closed next
             if thread.is_alive():
                 thread.join(_STOP_WAIT_S)
@@ -174,7 +184,13 @@ class InspectionQueue:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether this process gets work done: its inspecting thread lives, and nothing hangs."""
+        return self._thread.is_alive() and self.hung is None
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last step of what the inspecting thread does; 0 while it has nothing to do."""
+        return self._doing.silent_s if self._doing else 0.0
 
     # -- jobs
 
@@ -228,14 +244,21 @@ class InspectionQueue:
         return job
 
     @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
-        """Work in another thread that might crash the process: it is not blamed on the inspection that runs meanwhile."""
+    def beside(self, what: str = "") -> Iterator[Callable[[], None]]:
+        """Work in another thread that might crash the process: it is not blamed on the inspection that runs meanwhile.
+
+        what: long work, which is watched. Yields what it calls with each step.
+        """
         with self._blame:
             if self._blamed is not None:
                 self._jobs.not_alone(self._blamed)
             self._beside, self._blamed = self._beside + 1, None
         try:
-            yield
+            if what:
+                with self._watch.over(what) as work:
+                    yield work.step
+            else:
+                yield lambda: None
         finally:
             with self._blame:
                 self._beside -= 1
@@ -243,7 +266,15 @@ class InspectionQueue:
     # -- progress
 
     def on_event(self, event: AgentEvent) -> None:
-        """The agent's listener: an event belongs to the inspection that is running."""
+        """The agent's listener: an event belongs to the inspection that is running. Raises UnavailableError in one that was
+        given up."""
+        if self._is_given_up(self._doing):
+            raise UnavailableError("this inspection was given up, as it took no step for too long")
+        if self._doing is not None:
+            self._doing.step()
+        if event.kind == "calibrating" and event == self._heard:
+            return  # it still waits for another process
+        self._heard = event
         if self._current is not None:
             self._report(self._current, event.kind, event.message, "running", event.done, event.total)
 
@@ -269,7 +300,6 @@ class InspectionQueue:
     def _report(
         self, inspection_id: str, kind: str, message: str, state: JobState, done: int = 0, total: int = 0
     ) -> None:
-        self.sign_of_life = time.monotonic()
         with self._changed:
             history = self._histories.setdefault(inspection_id, [])
             number = history[-1].number + 1 if history else 1
@@ -294,7 +324,7 @@ class InspectionQueue:
     def _keep(self) -> None:
         """Renew the lease, and the news that this process takes jobs."""
         told = False  # once, not with each try
-        while True:
+        while self.hung is None:
             try:
                 self._jobs.keep(self.worker, self._lease_s)
                 told = False
@@ -338,8 +368,7 @@ class InspectionQueue:
 
     def _run(self) -> None:
         self._idle()
-        while True:
-            self.sign_of_life = time.monotonic()
+        while self.hung is None:
             with self._changed:
                 if not (self._exclusive or self._stopping.is_set() or (self._more and not self._journal_failures)):
                     idle_at = self._idle_at + _IDLE_S
@@ -351,7 +380,8 @@ class InspectionQueue:
                 self._running_exclusive = work[0] if work else None
                 looks = self._takes_jobs and (self._more or time.monotonic() >= self._next_look)
             if work:
-                _run_exclusive(*work)
+                with self._working("the answer to a question"):
+                    _run_exclusive(*work)
                 continue
             ran = looks and self._take()
             if not self._stopping.is_set() and (ran or time.monotonic() - self._idle_at >= _IDLE_S):
@@ -423,18 +453,64 @@ class InspectionQueue:
         except Exception:  # it runs again at the next occasion
             log.warning("the work between two inspections failed", exc_info=True)
 
+    @contextlib.contextmanager
+    def _working(self, what: str) -> Iterator[Work]:
+        """Work of the inspecting thread, which is watched."""
+        with self._watch.over(what) as self._doing:
+            try:
+                yield self._doing
+            finally:
+                self._doing = None
+
+    def _is_given_up(self, work: Work | None) -> bool:
+        return work is not None and work is self._watch.hanging
+
+    def _hang(self, work: Work) -> None:
+        """In the thread that watches. It waits for no lock before the lease ends and the process is known to be of no use:
+        what hangs may hold any."""
+        inspection_id = self._current if work is self._doing else None
+        self.hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
+        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", self.hung, work.place())
+        if inspection_id is None:
+            return
+        message = (
+            f"given up: it hung twice, taking no step for {self._hang_s:g} s (REFDIFF_HANG_S), the second time in "
+            f"{self.worker}, whose log says where. To try it again: POST /v1/inspections/{inspection_id}/retry"
+        )
+        try:
+            state = self._jobs.hang(
+                inspection_id, self.worker, {"type": HUNG, "message": message, "exit_code": RefDiffError.exit_code}
+            )
+        except Exception:
+            log.exception("inspection %s is taken over once the lease of this process has ended", inspection_id)
+            return
+        log.error("inspection %s %s", inspection_id, {
+            "queued": "is tried again once, behind all that wait", "failed": f"is {message}",
+        }.get(state or "", "had been taken over"))  # fmt: skip
+        if state == "failed":
+            self.finished["failed"] += 1
+            self._report(inspection_id, "failed", message, "failed")
+        elif state == "queued":
+            self._report(inspection_id, "retry", "it hung; another process tries it again", "queued")
+
     def _run_job(self, job: Job) -> None:
         """Run it once. While something is unavailable it is retried for as long as it takes, and other jobs run."""
         started, inspection_id = time.monotonic(), job.inspection_id
+        self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
+        work: Work | None = None
         try:
-            self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
-            outcome = self._inspect(job)
+            with self._working(f"inspection {inspection_id}") as work:
+                outcome = self._inspect(job)
         except Exception as e:
+            if self._is_given_up(work):
+                return None
             if (lacking := outage(e)) is None:
                 return self._fail(inspection_id, e)
             return self._retry_later(job, lacking)
         finally:
             self._blamed = None
+        if self._is_given_up(work):  # the journal has its end, or another process runs it
+            return None
         self._jobs.finish(inspection_id, None, self.worker)
         self._failing.discard(inspection_id)
         self._outage = None

@@ -260,6 +260,7 @@ jobs = _table(
     Column("not_before", Double),  # by the database's clock, s
     _maybe("worker"),  # that runs it
     Column("lease_until", Double),  # then another one may take it over
+    _count("hangs", server_default=text("0")),  # how often it took no step for too long
     Index("jobs_by_state", "state", "priority", "place", "seq"),
     Index("jobs_by_line", "line", "state", "seq"),
     Index("jobs_by_batch", "batch", "state"),

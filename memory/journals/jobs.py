@@ -27,7 +27,9 @@ OPEN: tuple[JobState, ...] = ("queued", "running")
 
 _J = t.jobs.c
 _IS_OPEN = _J.state.in_(OPEN)
-CANCELLED, CRASHED = "Cancelled", "Crashed"  # types of errors that end a job without an exception
+CANCELLED, CRASHED, HUNG = "Cancelled", "Crashed", "Hung"  # types of errors that end a job without an exception
+MAX_HANGS = 2  # of a job; then it fails
+_GONE_S = 6.0  # until a process in which a job hung has ended, with the lock of that inspection
 PERSON, BATCH = 0, 10  # priorities: somebody waits, nobody does
 LEASE_S = 30.0  # without a sign of life of its worker, another one takes a job over
 _AT_ONCE = 500  # ids in one query
@@ -63,10 +65,10 @@ class Job:
 
     @property
     def is_final(self) -> bool:
-        """Whether it failed for good: the request was at fault, somebody cancelled it, or it crashed the process."""
+        """Whether it failed for good: the request was at fault, somebody cancelled it, or it crashed or hung processes."""
         error = self.error
         return error is not None and (
-            error["type"] in (CANCELLED, CRASHED) or error["exit_code"] == InputError.exit_code
+            error["type"] in (CANCELLED, CRASHED, HUNG) or error["exit_code"] == InputError.exit_code
         )
 
 
@@ -171,6 +173,22 @@ class JobStore:
             _set(conn, _held(inspection_id, worker), state="queued", worker=None, lease_until=None,
                  **failed, **({"place": _LAST} if last else {}))  # fmt: skip
 
+    def hang(self, inspection_id: str, worker: str, error: dict[str, Any]) -> JobState | None:
+        """Give up a job that hangs in `worker`: it waits again, behind all others; if it hung before, it fails with `error`.
+
+        Its state then; None, and nothing is changed, if another worker has taken it over.
+        """
+        held = _held(inspection_id, worker)
+        with self._db.out_of_turn() as conn:
+            hangs = conn.scalar(select(_J.hangs).where(held).with_for_update())
+            if hangs is None:
+                return None
+            ends = hangs + 1 >= MAX_HANGS
+            state: JobState = "failed" if ends else "queued"
+            then = {"error": json.dumps(error)} if ends else {"place": _LAST, "not_before": t.clock(conn) + _GONE_S}
+            _set(conn, held, state=state, hangs=hangs + 1, worker=None, lease_until=None, **then)
+            return state
+
     def take_over(self, everybody: bool = False) -> builtins.list[Job]:
         """Requeue, behind all that wait, the running jobs whose lease has ended: their workers crashed, which is counted.
 
@@ -239,8 +257,8 @@ class JobStore:
                 raise InputError(
                     f"inspection {inspection_id} has not failed (it is {known.state}); nothing to try again"
                 )
-            again = {"state": "queued", "error": None, "deaths": 0, "crashes_alone": 0, "failures": 0,
-                     "not_before": None, "place": _LAST}  # fmt: skip
+            again = {"state": "queued", "error": None, "deaths": 0, "crashes_alone": 0, "hangs": 0,
+                     "failures": 0, "not_before": None, "place": _LAST}  # fmt: skip
             _set(conn, _J.inspection_id == inspection_id, **again)
             return self._recorded(conn, known, by)
 

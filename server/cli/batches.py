@@ -123,10 +123,14 @@ def _somebody_inspects(stores: Stores) -> Iterator[Callable[[], None]]:
         yield others
         return
     from refdiff.server.cli.worker import end_worker, start_worker
+    from refdiff.server.signals import HUNG
 
     process = start_worker()
 
     def check() -> None:
+        nonlocal process
+        if process.poll() == HUNG:
+            process = start_worker()
         if process.poll() is not None and not stores.jobs.workers():
             raise UnavailableError(
                 "the worker has ended, see above; the batch waits for `refdiff worker` or `refdiff serve`"

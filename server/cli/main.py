@@ -1,7 +1,8 @@
 """The `refdiff` command: gathers the sub-commands and maps every outcome to an exit code.
 
 0 PASS or done, 1 FAIL, 2 REVIEW (only for a filed verdict), 64 usage, 65 bad input, 69 unavailable, 70 internal,
-130 Ctrl-C. A user's mistake never shows a traceback; that of an internal error goes to `REFDIFF_HOME/logs`.
+75 something hung, 130 Ctrl-C. A user's mistake never shows a traceback; that of an internal error goes to
+`REFDIFF_HOME/logs`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ app = typer.Typer(
     name="refdiff",
     help="Inspect parts against their nearest golden sample, with evidence.",
     epilog="Start with: refdiff demo · Exit codes: 0 PASS, 1 FAIL, 2 REVIEW, 64 usage, 65 bad input, 69 unavailable, "
-    "70 internal",
+    "70 internal, 75 hung",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -12,9 +12,11 @@ from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.extras import require_extra
 from refdiff.server.settings import ConfigurationError
+from refdiff.server.signals import end_if_hung, ending_if_hung
 from refdiff.server.sockets import address, check_open_to, is_loopback, listen
 
 _STOP_S = 10  # how long open requests may take after a stop signal
+_END_S = 40.0  # how long its end may take if something hangs
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +65,7 @@ def mcp(
         from refdiff.server.mcp.server import build_server
 
         service = running.enter_context(InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent))
+        running.enter_context(ending_if_hung(lambda: service.hung, _END_S))
         server = build_server(service, f"mcp ({chosen.server.user})", chosen.chat.public_url)
         if listener is None:
             from refdiff.server.mcp.stdio import ended_by_signals
@@ -100,5 +103,6 @@ def mcp(
             web = GracefulServer(config, lambda: output.say(said), service.drain, health)
             web.run([listener])
             interrupted = web.interrupted
+    end_if_hung(service.hung)
     if interrupted:
         raise KeyboardInterrupt

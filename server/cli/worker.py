@@ -17,11 +17,12 @@ from refdiff.server.cli import output
 from refdiff.server.cli.invocation import current, settings
 from refdiff.server.cli.options import AlphaRate, Json, References
 from refdiff.server.cli.output import emit
-from refdiff.server.signals import stopping
+from refdiff.server.signals import HUNG, end_if_hung, ending_if_hung, stopping
 from refdiff.server.sockets import listen
 
 _LOOK_S = 0.2
 _FIRST_S, _LONGEST_S = 1.0, 60.0  # between a crash and the next start, doubled each time
+_END_S = 20.0  # for the end of a worker in which something hangs, besides `drain_s`
 _STEADY_S = 300.0  # a worker that ran so long begins with the short wait again
 
 
@@ -48,9 +49,10 @@ def worker(
 
     Any number of workers share one queue, on one machine or, with REFDIFF_DATABASE_URL (Postgres) and a shared
     REFDIFF_HOME, on several; `refdiff serve --no-inspections` accepts what they inspect. What a worker that died had begun
-    is taken over by another one after REFDIFF_LEASE_S seconds, and filed exactly once.
+    is taken over by another one after REFDIFF_LEASE_S seconds, and filed exactly once. So is what hangs, taking no step for
+    REFDIFF_HANG_S seconds; its worker ends with exit code 75, and wants to be started again.
 
-    With --port, process managers and Prometheus can ask how it does. With --workers N, a process that crashes is
+    With --port, process managers and Prometheus can ask how it does. With --workers N, a process that crashes or hangs is
     started again. The first signal lets running inspections end; what has not ended then goes back to the queue.
     """
     current().runs_long = True
@@ -73,6 +75,7 @@ def worker(
         interrupted = opened.enter_context(stopping(done.set))
         opened.enter_context(exporting("refdiff-worker"))
         service = InspectionService.open(chosen.memory, chosen.model, chosen.tools, chosen.agent, role="worker")
+        opened.enter_context(ending_if_hung(lambda: service.hung, drain_s + _END_S))
         document, probed = {"worker": service.worker, "home": str(chosen.memory.home)}, ""
         try:
             if listener is not None:
@@ -82,10 +85,11 @@ def worker(
                 probed = f" (health: {document['address']}/healthz)"
             service.fit_by_itself()
             emit(document, f"worker {service.worker} takes inspections{probed}; Ctrl-C stops")
-            while not done.wait(1.0) and service.alive:
+            while not done.wait(1.0) and (service.alive or service.hung):
                 pass
         finally:
             service.close(drain_s)
+    end_if_hung(service.hung)
     if not done.is_set():
         raise RuntimeError("the inspecting thread has died; the log says why")
     if interrupted():
@@ -130,7 +134,8 @@ class _Place:
 
 
 def _supervise(count: int, drain_s: float) -> None:
-    """Run workers, and start those anew that a signal ended. One that ends with an error ends all, with its exit code."""
+    """Run workers, and start those anew that a signal ended, or that hung. One that ends with an error ends all, with its
+    exit code."""
     places, done, code = [_Place() for _ in range(count)], threading.Event(), 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with stopping(done.set) as interrupted:
@@ -163,11 +168,12 @@ def _look_after(place: _Place, drain_s: float, threads: int) -> int:
     if (code := place.process.poll()) is None:
         return 0
     place.process = None
-    if code > 0:
+    if code > 0 and code != HUNG:
         return code
     place.pause_s = _FIRST_S if now - place.began > _STEADY_S else min(2 * place.pause_s, _LONGEST_S)
     place.start_at = now + place.pause_s
-    output.note(f"a worker was ended by signal {-code}; the next one starts in {place.pause_s:g} s")
+    ended = "hung" if code == HUNG else f"was ended by signal {-code}"
+    output.note(f"a worker {ended}; the next one starts in {place.pause_s:g} s")
     return 0
 
 

@@ -10,23 +10,22 @@ import json
 import logging
 import secrets
 import ssl
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.model.errors import InputError, StorageError
 from refdiff.server.device.spool import DIFFERENCE, PHOTO, REPORT, Entry, Spool
+from refdiff.server.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 BACKOFF = Backoff(first_s=0.5, longest_s=60.0)
-_IDLE_S = 5.0
 # errors of this message itself; anything else may pass once the server is up, is updated, or has the right key
 _FINAL = (400, 413, 422)
 _FILED, _NOT_OURS = 201, 502
@@ -83,62 +82,34 @@ def error_of(error: urllib.error.HTTPError) -> ServerError:
     return ServerError(error.code, "", data[:_SHOWN].decode("utf-8", "replace"))
 
 
-class Delivery:
+class Delivery(Rounds):
     """Sends in its own thread, so that a slow server never delays inspections. Use as a context manager."""
 
     def __init__(self, spool: Spool, url: str, key: str | None, note: Callable[[str], None]) -> None:
         """key: API key of the role inspector. note: called with what a person should know."""
+        super().__init__("delivery", TIMEOUT_S + 5)
         self._spool, self._url, self._key, self._note = spool, check_server(url), key, note
-        self._wake, self._stopping = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._failures = 0
         self._said = ""
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(TIMEOUT_S + 5)
-
-    def wake(self) -> None:
-        """Say that something waits."""
-        self._wake.set()
-
     def drain(self, seconds: float) -> None:
         """Wait until nothing waits any more, at most so many seconds."""
-        self.wake()
-        waited = 0.0
-        while waited < seconds and self._thread.is_alive() and self._spool.waiting():
-            self._stopping.wait(0.05)
-            waited += 0.05
+        self._wait_until(lambda: not self._spool.waiting(), seconds)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                sent = self._round()
-            except Exception as e:  # what waits must still be sent
-                log.debug("delivery", exc_info=True)
-                self._failed(f"{e}" if isinstance(e, StorageError | InputError) else f"{type(e).__name__}: {e}")
-                sent = False
-            if not sent:
-                self._stopping.wait(BACKOFF.wait_s(self._failures))
-            else:
-                self._wake.wait(_IDLE_S)
+    def _broken(self, error: Exception) -> float:
+        log.debug("delivery", exc_info=error)
+        named = isinstance(error, StorageError | InputError)
+        return self._failed(f"{error}" if named else f"{type(error).__name__}: {error}")
 
-    def _round(self) -> bool:
-        """Send all that waits; False where the server could not take something."""
+    def _round(self) -> float | None:
+        """Send all that waits, until the server cannot take something."""
         for entry in self._spool.waiting():
             if self._stopping.is_set():
-                return True
+                return None
             try:
                 status, answer = self._post(entry)
             except (OSError, http.client.HTTPException) as e:
-                self._failed(str(getattr(e, "reason", e)) or type(e).__name__)
-                return False
+                return self._failed(str(getattr(e, "reason", e)) or type(e).__name__)
             if status == _FILED:
                 self._spool.sent(entry)
                 if self._failures:
@@ -150,15 +121,16 @@ class Delivery:
                     f"server {self._shown} refused {entry.inspection_id} (HTTP {status}: {answer}); kept in refused/"
                 )
             else:
-                self._failed(f"HTTP {status}: {answer}")
-                return False
-        return True
+                return self._failed(f"HTTP {status}: {answer}")
+        return None
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, why: str) -> float:
+        """Seconds until the next try."""
         self._failures += 1
         if why != self._said:
             self._note(f"server {self._shown}: {why}; reports are kept and sent later")
         self._said = why
+        return BACKOFF.wait_s(self._failures)
 
     @property
     def _shown(self) -> str:

@@ -7,11 +7,9 @@ import http.client
 import logging
 import re
 import shutil
-import threading
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
 from refdiff.memory.timestamps import to_utc
@@ -19,6 +17,7 @@ from refdiff.model.errors import DamagedError, InputError, StorageError, Unavail
 from refdiff.model.files import atomic_path, storage_error
 from refdiff.server.device.delivery import TIMEOUT_S, check_server, error_of, request
 from refdiff.server.device.exports import KeptExports
+from refdiff.server.rounds import Rounds
 from refdiff.tools.exported.archive import Export
 from refdiff.tools.exported.signing import Keys
 
@@ -31,7 +30,7 @@ _UNKNOWN = 404, "UnknownRecordError"  # status and error type where a server has
 _ROOM_BYTES = 200_000_000  # for photos and reports, as much as a server keeps for them
 
 
-class Updates:
+class Updates(Rounds):
     """Asks in its own thread. Use as a context manager."""
 
     def __init__(
@@ -47,30 +46,21 @@ class Updates:
     ) -> None:
         """key: API key of the role inspector. note: called with what a person should know. keys: exports are checked by
         them."""
+        super().__init__("updates", TIMEOUT_S + 5)
         self._kept, self._product, self._url = kept, product, f"{check_server(url)}{_PATH}{quote(product, safe='')}"
         self._key, self._note, self._keys, self._every_s = key, note, keys, every_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="updates", daemon=True)
         self._wrong: set[str] = set()  # published and not what it should be; asked for again by the next process
         self._said = ""
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def _round(self) -> float:
+        self.ask()
+        self._said = ""
+        return self._every_s
 
-    def __exit__(self, *error: object) -> None:
-        self._stopping.set()
-        self._thread.join(TIMEOUT_S + 5)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.ask()
-                self._said = ""
-            except Exception as e:  # the next time may be better
-                log.debug("updates", exc_info=True)
-                self._say(str(getattr(e, "reason", e)) or type(e).__name__)
-            self._stopping.wait(self._every_s)
+    def _broken(self, error: Exception) -> float:
+        log.debug("updates", exc_info=error)
+        self._say(str(getattr(error, "reason", error)) or type(error).__name__)
+        return self._every_s
 
     def ask(self) -> bool:
         """Ask once, and fetch what is new; whether something was. Raises OSError, HTTPException, RefDiffError."""

@@ -12,10 +12,8 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -23,12 +21,13 @@ import httpx2
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import Message, WatchJournal
 from refdiff.model.errors import InputError, StorageError
+from refdiff.server.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
 BACKOFF = Backoff(first_s=0.5, longest_s=60.0)
-_IDLE_S = 5.0
+_PAUSE_S = 5.0  # after an error of our own; and before another look at when a message is due
 # "gone", and errors of this message itself; anything else may pass once the receiver is fixed or has the right key
 _FINAL = (400, 410, 413, 422)
 
@@ -66,57 +65,41 @@ def check_url(url: str) -> str:
     return url
 
 
-class Webhook:
+class Webhook(Rounds):
     """Sends in its own thread, so a slow receiver never delays inspections. Use as a context manager."""
 
     def __init__(self, journal: WatchJournal, url: str, secret: str, note: Callable[[str], None]) -> None:
         """note: called with what a person should know (receiver down, message refused)."""
+        super().__init__("webhook", TIMEOUT_S + 5)
         self._journal, self._url, self._key, self._note = journal, check_url(url), signing_key(secret), note
         self._shown = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}"
-        self._wake, self._stopping = threading.Event(), threading.Event()
         self._client = httpx2.Client(timeout=TIMEOUT_S, follow_redirects=False)
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._down = False
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(self, *error: object) -> None:
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(TIMEOUT_S + 5)
+        super().__exit__(*error)
         self._client.close()
-
-    def wake(self) -> None:
-        """Signal that a message is due."""
-        self._wake.set()
 
     def drain(self, seconds: float) -> None:
         """Wait until everything is sent, at most so many seconds."""
-        deadline = time.monotonic() + seconds
-        self.wake()
-        while self._thread.is_alive() and time.monotonic() < deadline and self._journal.next_message() is not None:
-            time.sleep(0.02)
+        self._wait_until(lambda: self._journal.next_message() is None, seconds)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                message = self._journal.next_message()
-                if message is None:
-                    self._wake.wait(_IDLE_S)
-                elif (early := message.next_try - time.time()) > 0:
-                    self._stopping.wait(min(early, _IDLE_S))
-                else:
-                    self._send(message)
-            except StorageError as e:  # the watcher meets it too, and stops if it persists
-                self._note(f"webhook: {e}")
-                self._stopping.wait(_IDLE_S)
-            except Exception as e:  # later messages must still be sent
-                log.exception("webhook")
-                self._note(f"webhook: internal error ({type(e).__name__}: {e}); retrying")
-                self._stopping.wait(_IDLE_S)
+    def _round(self) -> float | None:
+        message = self._journal.next_message()
+        if message is None:
+            return None
+        if (early := message.next_try - time.time()) > 0:
+            return min(early, _PAUSE_S)
+        self._send(message)
+        return 0.0
+
+    def _broken(self, error: Exception) -> float:
+        if isinstance(error, StorageError):  # the watcher meets it too, and stops if it persists
+            self._note(f"webhook: {error}")
+        else:
+            log.error("webhook", exc_info=error)
+            self._note(f"webhook: internal error ({type(error).__name__}: {error}); retrying")
+        return _PAUSE_S
 
     def _send(self, message: Message) -> None:
         body = json.dumps(message.event, ensure_ascii=False).encode()

@@ -20,7 +20,7 @@ from refdiff.memory.records.api_keys import KeyStore
 from refdiff.memory.records.sign_ins import SignInStore
 from refdiff.server.chat.bots import bots
 from refdiff.server.settings import ConfigurationError, ServerSettings, Settings
-from refdiff.server.signals import handled_by
+from refdiff.server.signals import end_if_hung, ending_if_hung, handled_by
 from refdiff.server.sockets import address, check_open_to, is_loopback
 from refdiff.server.web.access import Access
 from refdiff.server.web.app import create_app
@@ -35,6 +35,7 @@ from refdiff.server.web.sign_in import OperatorSignIn, PeopleSignIn
 _QUEUE = 2048
 _M_ARENA_MAX = -8  # of mallopt(3)
 _STOP_S = 10  # how long open requests may take after a stop signal
+_END_S = 40.0  # how long its end may take if something hangs
 
 
 def serve(
@@ -45,7 +46,8 @@ def serve(
     without_keys: bool = False,
     role: Role = "all",
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end.
+    """Serve until SIGTERM or Ctrl-C; Ctrl-C raises KeyboardInterrupt at the end. If something hangs, the process ends with
+    exit code HUNG.
 
     host: the address that the listener is bound to. ready: called with the URL once requests are accepted, and with the
     operator's sign-in if there is one. without_keys: whoever calls from this machine may do everything.
@@ -57,6 +59,7 @@ def serve(
         service = running.enter_context(
             InspectionService.open(settings.memory, settings.model, settings.tools, settings.agent, role)
         )
+        running.enter_context(ending_if_hung(lambda: service.hung, _END_S))
         if role == "all":  # else workers do
             service.fit_by_itself()
         keys = service.stores.keys
@@ -82,6 +85,7 @@ def serve(
         gc.collect()
         gc.freeze()  # 400,000 objects of libraries: looking through them stops every thread for 0.2 to 0.4 s
         server.run([listener])
+    end_if_hung(service.hung)
     if server.interrupted:
         raise KeyboardInterrupt
 

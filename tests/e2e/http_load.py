@@ -2,18 +2,24 @@
 
     python tests/e2e/http_load.py --minutes 10 --clients 8 --kill-every 120
     python tests/e2e/http_load.py --minutes 5 --clients 8 --lines 2 --workers 3 --postgres --kill-every 10
+    python tests/e2e/http_load.py --parts 2000 --small --lines 2 --workers 3 --postgres --s3 --backup --kill-every 20
 
 Makes its own home with rendered parts, starts `refdiff serve` on a free port, and prints one JSON document; exit 1 if an
 accepted inspection is missing or filed twice, an answer was a 5xx, the audit chain does not verify, or the photos of a line
 were filed in another order than they were accepted. With --workers, `refdiff worker` processes inspect; with --postgres the
 records are in a Postgres server of its own. Then workers, server and database are killed, one at a time, at random, and 503
-is an answer while the database is down.
+is an answer while the database is down. With --s3 the photos are in a local S3 server, which is not killed.
+
+With --parts it ends once so many were accepted; --small has small photos that are compared with one golden sample. With
+--backup, `refdiff backup` runs once half of it is accepted, and what it wrote is restored into a new home, database and
+bucket, and compared with the records row by row (see `restored.compare`); exit 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -26,36 +32,85 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-from sqlalchemy import select
+import numpy as np
+from sqlalchemy import func, select
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from own_postgres import Postgres
+
+sys.path.insert(0, str(Path(__file__).parent))
+import restored
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import RefDiffError
-from refdiff.model.images import encode_png
+from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
+
+if TYPE_CHECKING:
+    from own_s3 import OwnS3
 
 REFDIFF = Path(sys.executable).with_name("refdiff")
 SIZE = (240, 320)
+SMALL = (120, 160)
+SMALL_SETTINGS = {"REFDIFF_WORKING_PX": "160", "REFDIFF_TILES": "1", "REFDIFF_REFERENCES": "1"}
+SHOWN = (*SMALL_SETTINGS, "REFDIFF_LEASE_S", "REFDIFF_THREADS")
 GOLDENS = 22
 LEASE_S = 10
 LINE_PAUSE_S = 2.5  # between two photos of a line
 DOWN_S = 3.0  # how long the database is down
 PATIENCE_S = 240.0
+TELL_S = 10.0  # between two lines of progress
 
 
-def photo(instance: int, bad: bool) -> bytes:
+@cache
+def rendered(instance: int, bad: bool, size: tuple[int, int]) -> RgbImage:
     defects = [DefectSpec("stain", size_px=40, contrast=1.0), DefectSpec("scratch", size_px=80, contrast=1.0)]
-    return encode_png(
-        render("circuit", 1, instance, size=SIZE, noise_seed=instance, defects=defects if bad else []).image
-    )
+    return render("circuit", 1, instance, size=size, noise_seed=instance, defects=defects if bad else []).image
+
+
+def photo(instance: int, bad: bool, taken: int | None = None) -> bytes:
+    """taken: the seed of noise of one grey level, which makes each photo of a part another one."""
+    image = rendered(instance, bad, SIZE)
+    if taken is not None:
+        noise = np.random.default_rng(taken).integers(-1, 2, image.shape)
+        image = np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    return encode_png(image)
+
+
+class Goal:
+    """How long parts are sent: for some minutes, or, if it comes first, until so many are accepted."""
+
+    def __init__(self, minutes: float, parts: int | None) -> None:
+        self._until, self._parts = time.monotonic() + 60 * minutes, parts
+        self._sent, self._lock = 0, threading.Lock()
+
+    def take(self) -> bool:
+        """Whether another part is to be sent, which is counted then."""
+        with self._lock:
+            more = self.more
+            self._sent += more
+            return more
+
+    def give_back(self) -> None:
+        """It was refused."""
+        with self._lock:
+            self._sent -= 1
+
+    @property
+    def more(self) -> bool:
+        return time.monotonic() < self._until and (self._parts is None or self._sent < self._parts)
+
+    @property
+    def patient(self) -> bool:
+        """Whether what was sent and not answered is sent again."""
+        return time.monotonic() < self._until + PATIENCE_S
 
 
 class Server:
@@ -120,7 +175,8 @@ class Worker:
         for line in process.stdout:
             said += line
             if line == "}\n":
-                self.name = json.loads(said)["worker"] if process is self.process else self.name
+                if process is self.process:  # one that could not start says why instead
+                    self.name = json.loads(said).get("worker")
                 return
 
     def look_after(self) -> None:
@@ -139,8 +195,8 @@ class Worker:
 class Client:
     """One line's program: inspects, follows, reads, asks, decides, as programs do; keeps what it was promised."""
 
-    def __init__(self, number: int, server: Server, seed: int, until: float) -> None:
-        self._server, self._until = server, until
+    def __init__(self, number: int, server: Server, seed: int, goal: Goal) -> None:
+        self._server, self._goal = server, goal
         self._rng = random.Random(f"{seed} {type(self).__name__} {number}")
         self._name = f"{type(self).__name__.lower()}-{number}"
         self.accepted: list[str] = []
@@ -152,10 +208,10 @@ class Client:
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while time.monotonic() < self._until or (self._sent and time.monotonic() < self._until + PATIENCE_S):
+        while self._goal.more or (self._sent and self._goal.patient):
             try:
                 with httpx2.Client(base_url=self._server.url, headers=self._server.headers, timeout=120) as http:
-                    while time.monotonic() < self._until or self._sent:
+                    while self._goal.more or self._sent:
                         self._turn(http)
             except httpx2.TransportError:
                 self.lost_connections += 1
@@ -184,9 +240,11 @@ class Client:
     def _accepted(self, http: httpx2.Client, path: str) -> str | None:
         """The id of the next part's inspection; None if the server could not take it now."""
         if self._sent is None:
+            if not self._goal.take():
+                return None
             self._n += 1
             part = f"{self._name}-{self._n:05}"
-            image = photo(500 + self._rng.randrange(40), bad=self._rng.random() < 0.3)
+            image = photo(500 + self._rng.randrange(40), self._rng.random() < 0.3, self._rng.getrandbits(32))
             self._sent = {
                 "files": {"image": (f"{part}.png", image)}, "data": {"part_id": part, "product": "board"},
                 "headers": {"Idempotency-Key": part},
@@ -197,6 +255,7 @@ class Client:
             return None
         self._sent = None
         if made.status_code != 202:
+            self._goal.give_back()
             return None
         self.accepted.append(made.json()["inspection_id"])
         return self.accepted[-1]
@@ -226,8 +285,9 @@ class Journal:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         settings: dict[str, Any] = {"home": Path(environment["REFDIFF_HOME"])}
-        if url := environment.get("REFDIFF_DATABASE_URL"):
-            settings["database_url"] = url
+        for name in ("database_url", "objects_url"):
+            if url := environment.get(f"REFDIFF_{name.upper()}"):
+                settings[name] = url
         self.stores = Stores.open(MemorySettings(**settings))
         self.taken_over: list[float] = []  # seconds from a worker's death to the next beginning of what it ran
 
@@ -253,6 +313,22 @@ class Journal:
                 time.sleep(0.05)
 
         threading.Thread(target=look, daemon=True).start()
+
+    def counts(self) -> dict[str, int]:
+        """How many inspections are filed, and how many jobs in each state."""
+        jobs = t.jobs.c
+        with self.stores.db.connection() as conn:
+            of_states = dict(map(tuple, conn.execute(select(jobs.state, func.count()).group_by(jobs.state))))
+            return {"filed": conn.scalar(select(func.count()).select_from(t.inspections)) or 0, **of_states}
+
+    def costs(self) -> dict[str, float]:
+        """Median ms of each step of an inspection."""
+        steps: dict[str, list[float]] = defaultdict(list)
+        with self.stores.db.connection() as conn:
+            for report in conn.scalars(select(t.inspections.c.report)):
+                for step, ms in json.loads(report)["timings_ms"].items():
+                    steps[step].append(ms)
+        return {step: round(statistics.median(ms), 1) for step, ms in sorted(steps.items())}
 
     def orders(self, lines: Sequence[Line]) -> dict[str, bool]:
         """Line -> whether its parts were filed in the order in which it had sent them."""
@@ -282,13 +358,19 @@ def load(
     lines: int = 0,
     workers: int = 0,
     postgres: Postgres | None = None,
+    s3: OwnS3 | None = None,
+    parts: int | None = None,
+    backup: bool = False,
 ) -> dict[str, Any]:
-    """workers: 0: the server inspects. postgres: a running one."""
+    """minutes: the longest, with parts. workers: 0: the server inspects. postgres, s3: running ones; s3's `environment` is
+    set."""
     environment = {**os.environ, "REFDIFF_HOME": str(root / "home"), "REFDIFF_RATE_PER_MINUTE": "0"}
     if not model:
         environment["REFDIFF_LLM"] = "off"
     if postgres:
         environment["REFDIFF_DATABASE_URL"] = postgres.new_database()
+    if s3:
+        environment["REFDIFF_OBJECTS_URL"] = s3.new_bucket()
     if workers:
         environment |= {"REFDIFF_LEASE_S": str(LEASE_S), "REFDIFF_THREADS": "1", "REFDIFF_AUTO_FIT": "0"}
     prepare(root, environment)
@@ -297,16 +379,25 @@ def load(
     journal = Journal(environment)
     rng, kills = random.Random(seed), Counter[str]()
     targets = ["server", *(["worker"] * 3 if workers else []), *(["database"] * 2 if postgres else [])]
+    copy = restored.Backup(REFDIFF, environment, root / "backup.tar", journal.stores) if backup else None
     began = time.monotonic()
-    until = began + 60 * minutes
-    people = [Client(i, server, seed, until) for i in range(clients)]
-    cameras = [Line(i, server, seed, until) for i in range(lines)]
+    goal = Goal(minutes, parts)
+    people = [Client(i, server, seed, goal) for i in range(clients)]
+    cameras = [Line(i, server, seed, goal) for i in range(lines)]
     memory = [server.rss_mb()]
     for person in [*people, *cameras]:
         person.thread.start()
-    next_kill = began + (kill_every or 1e9)
-    while time.monotonic() < until:
+    next_kill, next_word = began + (kill_every or 1e9), began
+    while goal.more:
         time.sleep(1)
+        sent = sum(len(person.accepted) for person in [*people, *cameras])
+        if copy and copy.thread.ident is None and (
+            2 * sent >= parts if parts else time.monotonic() >= began + 30 * minutes
+        ):  # fmt: skip
+            copy.thread.start()
+        if time.monotonic() >= next_word:
+            next_word = time.monotonic() + TELL_S
+            _tell(began, sent, parts, kills, journal, copy)
         if time.monotonic() >= next_kill:
             ready = [worker for worker in inspecting if worker.name]
             kills[_kill(rng.choice(targets), server, rng.choice(ready) if ready else None, journal, postgres)] += 1
@@ -320,6 +411,8 @@ def load(
             person.thread.join(1)
             for worker in inspecting:
                 worker.look_after()
+    if copy and copy.thread.ident is not None:
+        copy.thread.join()
     ended = time.monotonic()
     accepted = [i for person in [*people, *cameras] for i in person.accepted]
     with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
@@ -336,6 +429,8 @@ def load(
     codes = [server.stop(), *(worker.stop() for worker in inspecting)]
     checked, orders = journal.stores.audit.verify_store(photos=True), journal.orders(cameras)
     attempts = Counter(job.attempts for job in journal.stores.jobs.list(("done",), limit=-1))
+    costs = journal.costs()
+    compared = _restored(root, environment, copy, journal, postgres, s3) if copy else None
     journal.stores.close()
     counts = Counter(listed)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -345,7 +440,10 @@ def load(
     statuses = sum((person.statuses for person in [*people, *cameras]), Counter[int]())
     return {
         "clients": clients, "lines": lines, "workers": workers, "database": "postgres" if postgres else "sqlite",
-        "minutes": minutes, "seed": seed, "language_model": model, "kills": kills.total(), "killed": dict(kills),
+        "photos": "s3" if s3 else "folder", "photo_px": [SIZE[1], SIZE[0]], "goldens": GOLDENS,
+        "settings": {n: environment[n] for n in SHOWN if n in environment},
+        "minutes": round((ended - began) / 60, 1), "seed": seed, "language_model": model,
+        "kills": kills.total(), "killed": dict(kills),
         "accepted": len(accepted), "filed": len(listed), "failed": len(failed),
         "missing": [i for i in accepted if counts[i] == 0], "filed_twice": [i for i, n in counts.items() if n > 1],
         # accepted, but the connection broke before the client had read so, and it did not ask again
@@ -358,7 +456,57 @@ def load(
         "lost_connections": sum(p.lost_connections for p in [*people, *cameras]), "exit_codes": codes,
         "rss_mb": {"first": round(memory[0]), "most": round(max(memory)), "last": round(memory[-1])},
         "seconds": {name: _quantiles(values) for name, values in sorted(seconds.items())},
+        "step_ms": costs, "backup": compared,
     }  # fmt: skip
+
+
+def _tell(
+    began: float, sent: int, parts: int | None, kills: Counter[str], journal: Journal, copy: restored.Backup | None
+) -> None:
+    """One line on stderr."""
+    try:
+        counts = ", ".join(f"{n} {what}" for what, n in journal.counts().items())
+    except RefDiffError:
+        counts = "the database is down"
+    minutes, of = (time.monotonic() - began) / 60, f" of {parts}" if parts else ""
+    said = f"{minutes:5.1f} min: {sent}{of} accepted; {counts}; killed: {dict(kills) or 'nothing'}"
+    if copy and copy.tries:
+        said += f"; backup: {'done' if copy.after else f'try {copy.tries}'}"
+    print(said, file=sys.stderr, flush=True)
+
+
+def _restored(
+    root: Path,
+    environment: Mapping[str, str],
+    copy: restored.Backup,
+    journal: Journal,
+    postgres: Postgres | None,
+    s3: OwnS3 | None,
+) -> dict[str, Any]:
+    """What came of the backup, restored elsewhere."""
+    found: dict[str, Any] = {"tries": copy.tries, "seconds": round(copy.seconds, 1)}
+    if not copy.after:
+        return found | {"wrong": [f"there is none: {copy.said}"]}
+    elsewhere = {**environment, "REFDIFF_HOME": str(root / "restored")}
+    if postgres:
+        elsewhere["REFDIFF_DATABASE_URL"] = postgres.new_database()
+    if s3:
+        elsewhere["REFDIFF_OBJECTS_URL"] = s3.new_bucket()
+    began = time.monotonic()
+    command = [str(REFDIFF), "restore", str(copy.target), "--json"]
+    done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, check=False)
+    found |= {"mb": round(copy.target.stat().st_size / 1e6, 1), "restored_s": round(time.monotonic() - began, 1)}
+    if done.returncode != 0:
+        return found | {"wrong": [f"restore: {done.stderr[-500:]}"]}
+    again = Journal(elsewhere).stores
+    try:
+        found |= restored.compare(again, journal.stores, copy, (root / "restored", root / "home"))
+    finally:
+        again.close()
+    doctor = subprocess.run([REFDIFF, "doctor", "--deep"], env=elsewhere, capture_output=True, text=True, check=False)
+    if doctor.returncode != 0:
+        found["wrong"].append(f"doctor: {doctor.stdout[-1000:]}")
+    return found
 
 
 def _kill(target: str, server: Server, worker: Worker | None, journal: Journal, postgres: Postgres | None) -> str:
@@ -389,27 +537,46 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, help="default: 10; with --parts, the longest: 60")
+    parser.add_argument("--parts", type=int, metavar="N", help="end once so many are accepted")
+    parser.add_argument(
+        "--small", action="store_true", help="small photos, each compared with one golden sample as a whole"
+    )
     parser.add_argument("--kill-every", type=float, metavar="S", help="kill -9 the server so often, and start it again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", action="store_true", help="let the language model drive (else the script)")
     parser.add_argument("--lines", type=int, default=0, help="cameras besides, whose photos are inspected in order")
     parser.add_argument("--workers", type=int, default=0, help="processes that inspect, instead of the server")
     parser.add_argument("--postgres", action="store_true", help="keep the records in a Postgres server of its own")
+    parser.add_argument("--s3", action="store_true", help="keep the photos in an S3 server of its own")
+    parser.add_argument("--backup", action="store_true", help="back up in the midst of it, restore elsewhere, compare")
     given = parser.parse_args()
+    if given.small:
+        global SIZE
+        SIZE = SMALL
+        os.environ |= SMALL_SETTINGS
     with ExitStack() as opened:
-        folder, postgres = opened.enter_context(tempfile.TemporaryDirectory()), None
+        folder, postgres, s3 = opened.enter_context(tempfile.TemporaryDirectory()), None, None
+        if given.s3:
+            from own_s3 import OwnS3  # takes a second to import
+
+            logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request else
+            s3 = OwnS3()
+            opened.callback(s3.stop)
+            os.environ |= s3.environment
         if given.postgres:
             postgres = Postgres(Path(opened.enter_context(tempfile.TemporaryDirectory())), durable=True)
             postgres.start()
             opened.callback(postgres.stop)
         found = load(
-            Path(folder), given.clients, given.minutes, given.kill_every, given.seed, given.model, lines=given.lines,
-            workers=given.workers, postgres=postgres,
+            Path(folder), given.clients, given.minutes or (60 if given.parts else 10), given.kill_every, given.seed,
+            given.model, lines=given.lines, workers=given.workers, postgres=postgres, s3=s3, parts=given.parts,
+            backup=given.backup,
         )  # fmt: skip
     print(json.dumps(found, indent=2))
     wrong = {s for s in found["statuses"] if s >= 500} - ({503} if given.postgres and given.kill_every else set())
     broken = found["missing"] or found["filed_twice"] or wrong or found["chain"] != "holds"
+    broken = broken or found["failed"] or (found["backup"] and found["backup"]["wrong"])
     return 1 if broken or not all(found["line_order_kept"].values()) else 0
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.batches import LeftOut
-from refdiff.memory.journals.jobs import BATCH, PERSON, Job
+from refdiff.memory.journals.jobs import BATCH, HUNG, PERSON, Job
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
@@ -114,6 +114,32 @@ def test_job_of_a_dead_worker_is_taken_over_once_and_its_late_word_counts_no_mor
     assert not stores.jobs.finish("j1", worker="dead")
     assert stores.jobs.get("j1").state == "running"
     assert stores.jobs.finish("j1", worker="alive")
+
+
+def test_job_that_hangs_waits_again_once_and_then_fails(stores: Stores) -> None:
+    error = {"type": HUNG, "message": "it hung twice", "exit_code": 70}
+    add(stores, "j1", "j2", line="a")
+    add(stores, "j3")
+    assert take(stores, "w") == "j1"
+    assert stores.jobs.hang("j1", "another", error) is None
+    assert stores.jobs.hang("j1", "w", error) == "queued"
+    assert stores.jobs.hang("j1", "w", error) is None
+    stores.jobs.keep("w", 60.0)
+    assert not stores.jobs.finish("j1", worker="w")
+    job = stores.jobs.get("j1")
+    assert (job.state, job.worker, job.error, job.crashes) == ("queued", None, None, 0)
+    assert (take(stores, "v"), take(stores, "v")) == ("j3", None)
+    with stores.db.transaction() as conn:
+        conn.execute(update(t.jobs).values(not_before=None))  # as some seconds later
+    assert (take(stores, "v"), take(stores, "v")) == ("j1", None)
+    assert stores.jobs.hang("j1", "v", error) == "failed"
+    failed = stores.jobs.get("j1")
+    assert (failed.state, failed.error, failed.is_final) == ("failed", error, True)
+    assert take(stores, "x") == "j2"
+    assert stores.jobs.retry("j1", "ana").open
+    stores.jobs.finish("j2", worker="x")
+    assert take(stores, "x") == "j1"
+    assert stores.jobs.hang("j1", "x", error) == "queued"  # it counts from the beginning
 
 
 def test_lease_is_renewed_with_the_sign_of_life(stores: Stores) -> None:

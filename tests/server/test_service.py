@@ -691,7 +691,7 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
     """As many people as there are threads may not wait for an enrolment that takes minutes."""
     job = service.submit(by="ann", part_id="2", product="board", photo=photo(ready, "bad.png"))
     service.wait(job.inspection_id)
-    with service._enrolment():
+    with service._enrolment("enrolment"):
         began = time.monotonic()
         with pytest.raises(UnknownRecordError):
             service.people.dispose("insp-nobody", "override", "eve", "good", "good", as_reference=True)
@@ -704,7 +704,7 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
 
 def test_more_enrolments_than_may_wait_are_refused(service: InspectionService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_enrol_places", threading.BoundedSemaphore(1))
-    with service._enrolment(), pytest.raises(BusyError, match="try again later"):
+    with service._enrolment("enrolment"), pytest.raises(BusyError, match="try again later"):
         service.calibrate("board", by="ann")
 
 

@@ -602,7 +602,7 @@ def test_webhook_messages_wait_while_the_receiver_is_down(tmp_path: Path, receiv
 def test_webhook_sender_survives_an_unexpected_error(
     tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refdiff.server.watch.webhook._IDLE_S", 0.05)
+    monkeypatch.setattr("refdiff.server.watch.webhook._PAUSE_S", 0.05)
     original, fails, notes = WatchJournal.next_message, [1], list[str]()
 
     def broken(journal: WatchJournal) -> Any:

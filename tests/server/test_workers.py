@@ -27,6 +27,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError, UnknownRecordError
 from refdiff.server.cli import main
 from refdiff.server.cli.worker import _look_after, _Place
+from refdiff.server.signals import HUNG
 from refdiff.tools.golden_samples import background_fit, fit
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import current_calibration
@@ -293,18 +294,27 @@ def test_batch_of_a_file_waits_behind_people_and_stops(ready: Path, capsys: pyte
     assert "there is no `part`" in capsys.readouterr().err
 
 
-def test_supervisor_starts_a_crashed_worker_anew_and_ends_with_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_starts_a_worker_that_crashed_or_hung_anew_and_ends_with_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def started(code: str) -> Any:
         return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
 
-    codes = iter(["import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(69)"])
+    ends = [
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        f"raise SystemExit({HUNG})",
+        "raise SystemExit(69)",
+    ]
+    codes = iter(ends)
     monkeypatch.setattr("refdiff.server.cli.worker.start_worker", lambda *_: started(next(codes)))
     place = _Place()
-    assert _look_after(place, 1.0, 1) == 0
-    assert place.process
-    place.process.wait(30)
-    assert (_look_after(place, 1.0, 1), place.process) == (0, None)
-    assert place.start_at > time.monotonic()
+    for _ in ends[:2]:
+        place.start_at = 0.0
+        assert _look_after(place, 1.0, 1) == 0
+        assert place.process
+        place.process.wait(30)
+        assert (_look_after(place, 1.0, 1), place.process) == (0, None)
+        assert place.start_at > time.monotonic()
     place.start_at = 0.0
     assert _look_after(place, 1.0, 1) == 0
     assert place.process

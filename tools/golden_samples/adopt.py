@@ -7,6 +7,8 @@ retired like any other golden. A golden from a disposition serves as a reference
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Adoption
 from refdiff.memory.rows.captures import Capture
@@ -60,9 +62,14 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     return stores.adoptions.add(inspection_id, None, f"refused: {refusal.reason}")
 
 
-def adopt_all(workspace: Workspace) -> list[Adoption]:
-    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first."""
-    return [adopt(workspace, inspection_id) for inspection_id in workspace.stores.adoptions.consented()]
+def adopt_all(workspace: Workspace, step: Callable[[], None] = lambda: None) -> list[Adoption]:
+    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first. step:
+    called before each."""
+    made = []
+    for inspection_id in workspace.stores.adoptions.consented():
+        step()
+        made.append(adopt(workspace, inspection_id))
+    return made
 
 
 def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:

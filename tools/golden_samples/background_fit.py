@@ -59,12 +59,12 @@ class Fittings:
     def __init__(
         self,
         workspace: Workspace,
-        beside: Callable[[], AbstractContextManager[None]],
+        beside: Callable[[str], AbstractContextManager[Callable[[], None]]],
         busy: Callable[[], bool] = lambda: False,
         elsewhere: bool = False,
     ) -> None:
-        """beside: held meanwhile, so that a crash is not blamed on the inspection that runs. busy: whether something else
-        comes first. elsewhere: workers fit (see `for_others`), not this process."""
+        """beside: held meanwhile, so that a crash is not blamed on the inspection that runs; it is told what runs, and of
+        each step. busy: whether something else comes first. elsewhere: workers fit (see `for_others`), not this process."""
         self._elsewhere = elsewhere
         self._workspace, self._beside, self._busy = workspace, beside, busy
         self._latest: dict[str, Fitting] = {}
@@ -206,15 +206,21 @@ class Fittings:
             self._given_up_by = by
         return True
 
-    def stop(self) -> None:
-        """Let what runs end soon; the next one goes on with the half that was not finished."""
+    def stop(self, hung: str = "") -> None:
+        """Let what runs end soon; the next one goes on with the half that was not finished.
+
+        hung: what hangs in this process, "" if nothing does: a fit that hangs has failed.
+        """
         self._stop.set()
         for thread in self._threads:
             thread.join(_STOP_S)
         networks, running = self._workspace.stores.networks, self._running()
         with contextlib.suppress(UnavailableError):  # else it counts as one that ended with the process
             if running is not None and (attempt := networks.last_attempt(running.product)) is not None:
-                networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
+                if hung.startswith(_named(running.product)):
+                    networks.end(attempt, "failed", hung)
+                else:
+                    networks.end(attempt, "stopped")  # it ends with the process, in the midst of a step: not in vain
 
     def _running(self) -> Fitting | None:
         return next((f for f in list(self._latest.values()) if f.state == "running"), None)
@@ -241,8 +247,10 @@ class Fittings:
         product = fitting.product
 
         def moved(what: str, done: int, total: int, note: str = "") -> None:
+            step()
             self._latest[product] = now = replace(fitting, stage=what, done=done, total=total)
             while not self._ends(fitting) and self._busy():
+                step()
                 self._latest[product] = replace(now, waits=True)
                 self._stop.wait(_GIVE_WAY_S)
             if self._ends(fitting):
@@ -253,7 +261,7 @@ class Fittings:
         message = ""
         try:
             # also while it waits: what it holds in memory may be what ends the process then
-            with self._beside():
+            with self._beside(_named(product)) as step:
                 made = fit_product(self._workspace, product, fitting.by, progress=moved)
             state = "kept" if made.kept else "not kept"
         except FitStopped as e:
@@ -290,6 +298,10 @@ class Fittings:
             if last is not None and last.outcome == "declined" and last.created_at > fitting.started_at:
                 self._given_up_by = last.by
             self._makes_room = fitting.by == BY_ITSELF and bool(networks.asked())
+
+
+def _named(product: str) -> str:
+    return f"fit of product {product}"
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ _UNSUSPICIOUS_P = 0.05  # above this p-value a score that fails no part raises n
 _PIXEL_QUANTILE = 0.95
 _MEASURED = 4  # part of every calibration key: raise when something else is kept of each part
 _CALIBRATING_S = 900.0  # how long to wait for another process that calibrates the same product
+_WAITING_S = 1.0  # between two words that it still waits
 _MAX_TRIES = 3  # of a measurement during which the golden samples change
 
 
@@ -120,16 +121,27 @@ def calibrate(
     If what it depends on changes meanwhile (someone enrols), it is measured again;
     after three tries UnavailableError is raised. Scores of one bank are never kept as those of another.
     """
-    with _calibrating(workspace, product):
+    with _calibrating(workspace, product, progress):
         return _calibrate(workspace, product, references or workspace.settings.references, progress, alpha, by)
 
 
-def _calibrating(workspace: Workspace, product: str) -> AbstractContextManager[None]:
+@contextmanager
+def _calibrating(workspace: Workspace, product: str, progress: Progress) -> Iterator[None]:
     """Nobody else calibrates the product meanwhile, in any process. Waits for one that does, or raises UnavailableError."""
     busy = UnavailableError(
         f"another process has been calibrating product {product!r} for more than {_CALIBRATING_S:g} s; try again later"
     )
-    return workspace.stores.db.lock(f"calibrate {product}", busy, wait_s=_CALIBRATING_S)
+    deadline, lock = time.monotonic() + _CALIBRATING_S, workspace.stores.db.lock
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock(f"calibrate {product}", busy, wait_s=_WAITING_S))
+                break
+            except UnavailableError as e:
+                if e is not busy or time.monotonic() >= deadline:
+                    raise
+            progress("waiting for another process that calibrates", 0, 0)  # it does not hang
+        yield
 
 
 def _calibrate(
@@ -409,7 +421,7 @@ def current_calibration(
         return known
     if count_parts(workspace, product) < MIN_PARTS:
         return None
-    with _calibrating(workspace, product):
+    with _calibrating(workspace, product, progress):
         # by the one that was waited for
         known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
         return known or _calibrate(workspace, product, k, progress, None, by)

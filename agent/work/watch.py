@@ -1,0 +1,80 @@
+"""Watches long work of this process: what takes no step for too long hangs, and only the end of the process ends it.
+
+No thread of Python can be ended from outside. It keeps the locks and the memory that it has, so the process is of no more
+use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+HANG_S = 900.0
+_LOOKS = 20  # within the time that work may take for one step
+_LOOK_S = 1.0  # between two looks, at most
+
+
+@dataclass(eq=False)
+class Work:
+    """Work that the thread which makes it does."""
+
+    what: str  # "inspection insp-..."
+    silent_s: float = 0.0  # since its last step
+    _thread: int = field(default_factory=threading.get_ident)
+
+    def step(self) -> None:
+        """Say that it moves on."""
+        self.silent_s = 0.0
+
+    def place(self) -> str:
+        """The lines of code that its thread is at, the innermost last."""
+        frame = sys._current_frames().get(self._thread)
+        return "".join(traceback.format_stack(frame)) if frame else "its thread has ended"
+
+
+class Watch:
+    """Threads may share it."""
+
+    def __init__(self, hang_s: float, on_hang: Callable[[Work], None]) -> None:
+        """hang_s: how long work may take for one step. on_hang: called once, for the first that hangs, in the thread that
+        watches."""
+        self._hang_s, self._on_hang = hang_s, on_hang
+        self.hanging: Work | None = None
+        self._watched: list[Work] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    @contextlib.contextmanager
+    def over(self, what: str) -> Iterator[Work]:
+        """Watch what the calling thread does in the block, which calls `step` of what it is given."""
+        work = Work(what)
+        self._watched.append(work)
+        try:
+            yield work
+        finally:
+            self._watched.remove(work)
+
+    def _run(self) -> None:
+        look_s = min(_LOOK_S, self._hang_s / _LOOKS)
+        before = time.monotonic()
+        while not self._ended.wait(look_s):
+            now = time.monotonic()
+            # no more than that, as a machine that was suspended has done nothing for hours and hangs in nothing
+            passed, before = min(now - before, 2 * look_s), now
+            for work in tuple(self._watched):
+                work.silent_s += passed
+                if work.silent_s > self._hang_s:
+                    self.hanging = work
+                    self._on_hang(work)
+                    return

@@ -1,0 +1,287 @@
+"""What hangs: here a photo that lies where opening it never returns, as on a share that no longer answers (a named pipe)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import select
+
+from refdiff.agent.service import InspectionService
+from refdiff.agent.settings import AgentSettings
+from refdiff.memory.database import tables as t
+from refdiff.memory.journals.jobs import HUNG, Job
+from refdiff.memory.photos.image_store import FolderImages
+from refdiff.memory.stores import Stores
+from refdiff.model.errors import BusyError
+from refdiff.server import signals
+from refdiff.tools.golden_samples import background_fit, fit
+from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection.calibration import current_calibration
+from refdiff.tools.workspace import Workspace
+
+from .conftest import good_photo
+from .test_workers import COMMAND, WAIT_S, until, workers
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and named pipes")
+
+HANG_S = 8  # the first inspection of a process on a busy machine takes seconds
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "off")
+    monkeypatch.setenv("REFDIFF_HANG_S", str(HANG_S))
+
+
+class Unanswered:
+    """A photo whose opening never returns."""
+
+    def __init__(self, stores: Stores, sha256: str) -> None:
+        assert isinstance(stores.images, FolderImages)
+        self.path = stores.images.path(sha256)
+        self._data = self.path.read_bytes()
+        self.path.unlink()
+        os.mkfifo(self.path)
+
+    def mend(self) -> None:
+        """From now on it opens; who waits already goes on waiting."""
+        photo = self.path.with_name("mended")
+        photo.write_bytes(self._data)
+        photo.replace(self.path)
+
+    def answer(self) -> None:
+        """Let the one that waits go on, with the whole photo."""
+        with self.path.open("wb") as pipe:
+            pipe.write(self._data)
+
+
+def submit(service: InspectionService, part: str, line: str | None = None) -> Job:
+    photo = Upload("p.png", good_photo(40 + sum(part.encode()) % 50))
+    return service.submit(part_id=part, product="board", photo=photo, by="ann", line=line)
+
+
+def photo_of(service: InspectionService, job: Job) -> Unanswered:
+    return Unanswered(service.stores, service.stores.captures.history(job.request["part_id"])[0].sha256)
+
+
+def hangs(service: InspectionService, job: Job) -> int:
+    with service.stores.db.connection() as conn:
+        return int(conn.scalar(select(t.jobs.c.hangs).where(t.jobs.c.inspection_id == job.inspection_id)) or 0)
+
+
+def check_filed_once(service: InspectionService, *jobs: Job) -> None:
+    filed = service.stores.inspections.list(limit=100)
+    assert Counter(r.inspection_id for r in filed) == Counter(j.inspection_id for j in jobs)
+    assert service.stores.audit.verify_store(photos=True).problem is None
+
+
+def test_inspection_that_hangs_is_taken_over_once_and_filed_once(
+    ready: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with InspectionService.open(role="server") as service:
+        first, behind = submit(service, "11", "a"), submit(service, "12", "a")
+        photo = photo_of(service, first)
+        with workers(1) as (hanging,):
+            until(lambda: hangs(service, first) == 1)
+            photo.mend()
+            assert hanging.process.wait(WAIT_S) == signals.HUNG
+            given_up = service.jobs.get(first.inspection_id)
+            assert (given_up.state, given_up.attempts, given_up.crashes) == ("queued", 1, 0)
+            assert service.jobs.workers() == []
+        said = capfd.readouterr().err
+        assert f"inspection {first.inspection_id} has taken no step for {HANG_S} s (REFDIFF_HANG_S)" in said
+        assert "in opened" in said  # where it hangs
+        assert "to be started again" in said
+        with workers(1) as (_,):
+            assert [service.wait(j.inspection_id, WAIT_S).state for j in (first, behind)] == ["done", "done"]
+        assert service.jobs.get(first.inspection_id).attempts == 2
+        check_filed_once(service, first, behind)
+        assert [r.part_id for r in reversed(service.stores.inspections.list())] == ["11", "12"]
+
+
+def test_inspection_that_hangs_twice_fails_and_holds_nothing_up(ready: Path) -> None:
+    with InspectionService.open(role="server") as service:
+        stuck, behind = submit(service, "21", "a"), submit(service, "22", "a")
+        others = [submit(service, str(i)) for i in range(31, 35)]
+        photo = photo_of(service, stuck)
+        with workers(2) as started:
+            last = list(service.follow(stuck.inspection_id, WAIT_S))[-1]
+            assert (last.state, "hung twice" in last.message) == ("failed", True)
+            assert [w.process.wait(WAIT_S) for w in started] == [signals.HUNG] * 2
+        assert {service.inspection(j.inspection_id).state for j in others} == {"done"}
+        seen = service.inspection(stuck.inspection_id)
+        assert seen.error is not None
+        assert (seen.state, seen.error["type"], hangs(service, stuck)) == ("failed", HUNG, 2)
+        photo.mend()
+        with workers(1) as (third,):
+            assert service.wait(behind.inspection_id, WAIT_S).state == "done"
+            service.retry(stuck.inspection_id, "ann")
+            assert service.wait(stuck.inspection_id, WAIT_S).state == "done"
+            assert third.end() == 0
+        check_filed_once(service, stuck, behind, *others)
+
+
+def test_server_that_inspects_by_itself_says_what_hangs_and_ends(ready: Path) -> None:
+    with InspectionService.open(role="server") as service:
+        stuck, other = submit(service, "41"), submit(service, "42")
+        photo = photo_of(service, stuck)
+    for state in ("queued", "failed"):
+        with served() as (process, http):
+            seen: list[tuple[int, str, dict[str, Any]]] = []  # /healthz, /readyz, the inspection
+            with contextlib.suppress(httpx2.TransportError):
+                while process.poll() is None:
+                    asked = http.get("/healthz").status_code, http.get("/readyz").text
+                    seen.append((*asked, http.get(f"/v1/inspections/{stuck.inspection_id}").json()))
+                    time.sleep(0.2)
+            assert process.wait(WAIT_S) == signals.HUNG
+            health, ready_said, inspection = seen[-1]
+            assert (health, inspection["state"]) == (503, state)
+            assert f"inspection {stuck.inspection_id} has taken no step for {HANG_S} s" in ready_said
+    assert inspection["error"]["type"] == HUNG
+    with InspectionService.open(role="server") as service:
+        check_filed_once(service, other)
+    photo.mend()
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
+    process = subprocess.Popen([*COMMAND, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    text = ""
+    try:
+        while "}" not in text:
+            line = process.stdout.readline()
+            assert line
+            text += line
+        said = json.loads(text)
+        key = {"Authorization": f"Bearer {said['api_key']}"}
+        with httpx2.Client(base_url=said["address"], headers=key, timeout=30) as http:
+            yield process, http
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_mcp_server_ends_with_what_hangs(ready: Path) -> None:
+    with InspectionService.open(role="server") as service:
+        photo_of(service, job := submit(service, "61"))
+    process = subprocess.Popen([*COMMAND, "mcp"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.wait(WAIT_S) == signals.HUNG
+    finally:
+        process.kill()
+        process.communicate()
+    with InspectionService.open(role="server") as service:
+        assert hangs(service, job) == 1
+
+
+def test_inspection_that_moves_again_after_it_was_given_up_files_nothing(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_HANG_S", "3")
+    with InspectionService.open(role="server") as service:  # another process, which has no photo in memory
+        job = submit(service, "51")
+        photo = photo_of(service, job)
+    with InspectionService.open() as service:
+        until(lambda: service.hung)
+        photo.answer()
+        until(lambda: not service._queue._thread.is_alive())
+        assert service.jobs.get(job.inspection_id).state == "queued"
+        assert service.stores.inspections.find(job.inspection_id) is None
+        assert not service.alive
+        assert service.readiness().problems[0].startswith(f"inspection {job.inspection_id} has taken no step for 3 s")
+
+
+def test_calibration_that_hangs_is_named(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_HANG_S", "3")
+    monkeypatch.setenv("REFDIFF_CACHE", str(ready / "empty"))
+    with InspectionService.open() as service:
+        photo = Unanswered(service.stores, service.goldens("board")[5].sha256)
+        asking = threading.Thread(target=lambda: service.calibrate("board", by="ann"))
+        asking.start()
+        until(lambda: service.hung)
+        assert service.hung == "calibration of product board has taken no step for 3 s (REFDIFF_HANG_S)"
+        assert not service.alive
+        photo.answer()
+        asking.join(WAIT_S)
+
+
+def test_fit_that_hangs_has_failed(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "fit_network", lambda net, *arguments: net)
+    monkeypatch.setattr(background_fit, "_STOP_S", 0.2)
+    monkeypatch.setenv("REFDIFF_HANG_S", "3")
+    monkeypatch.setenv("REFDIFF_CACHE", str(ready / "empty"))
+    with InspectionService.open() as service:
+        photo = Unanswered(service.stores, service.goldens("board")[5].sha256)
+        service.fit("board", "ann")
+        until(lambda: service.hung)
+        assert service.hung == "fit of product board has taken no step for 3 s (REFDIFF_HANG_S)"
+    with Stores.open() as stores:
+        last = stores.networks.last_attempt("board")
+    photo.answer()
+    assert last is not None
+    assert (last.outcome, last.message) == ("failed", service.hung)
+
+
+def test_who_waits_for_a_calibration_of_another_process_does_not_hang(ready: Path) -> None:
+    told: list[str] = []
+
+    def tell(what: str, done: int, total: int, note: str = "") -> None:
+        told.append(what)
+
+    found: list[Any] = []
+    with Workspace.open(shared=True) as one, Workspace.open(shared=True) as other:
+        one.bank.set_status(one.bank.list("board")[0].golden_id, "retired", "stale now")
+        waiting = threading.Thread(target=lambda: found.append(current_calibration(other, "board", progress=tell)))
+        with one.stores.db.lock("calibrate board", BusyError("held")):
+            waiting.start()
+            until(lambda: told.count("waiting for another process that calibrates") >= 2)
+        waiting.join(WAIT_S)
+    assert found[0].n == 21
+
+
+def test_machine_that_was_suspended_hangs_in_nothing(tmp_path: Path) -> None:
+    code = """
+import time
+from refdiff.agent.work.watch import Watch
+watch = Watch(1.5, lambda work: print("hung", flush=True))
+watch.start()
+with watch.over("it") as work:
+    print("begun", flush=True)
+    for _ in range(20):
+        time.sleep(0.1)
+        work.step()
+with watch.over("that"):
+    time.sleep(2.5)
+print("done")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)
+    process.send_signal(signal.SIGCONT)
+    began = time.monotonic()
+    assert process.stdout.readline() == "hung\n"  # but in the second work
+    assert time.monotonic() - began > 1.9
+    assert process.communicate(timeout=WAIT_S)[0] == "done\n"
+
+
+def test_endpoint_may_take_as_long_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_LLM", "auto")
+    assert AgentSettings(llm_timeout_s=60, llm_retries=2).longest_step_s == HANG_S
+    assert AgentSettings(llm_base_url="http://host/v1", llm_timeout_s=60, llm_retries=2).longest_step_s == 360
+    assert AgentSettings(llm="off", llm_base_url="http://host/v1").longest_step_s == HANG_S
