@@ -52,7 +52,7 @@ $(VLLM)/.installed: $(VLLM)/.packages  # apart: it writes into the tree, as make
 
 test-vllm: install vllm ## run the tests that need vLLM
 	$(VLLM)/bin/python -c 'import vllm'
-	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
+	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
 	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
 
 test-long: install ## run the tests that take minutes: training, generated requests, concurrent clients, killed servers
