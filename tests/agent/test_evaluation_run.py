@@ -18,6 +18,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.synthesis.render import DefectSpec, Scene, render
 from refdiff.tools.inspection import inspection
 
+PX = 192  # of the photos
 CONTRACT = {
     "n_good", "n_bad", "image_auroc", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "review_rate", "f1",
     "f1_oracle", "alpha", "ms_per_image", "references", "goldens", "weights_sha256", "per_image",
@@ -30,9 +31,14 @@ def _save(image: np.ndarray, path: Path) -> Path:
     return path
 
 
-def _scene(instance: int, *, bad: bool, size: int = 192) -> Scene:
+def _scene(instance: int, *, bad: bool, size: int = PX) -> Scene:
     defects = [DefectSpec("missing_component", contrast=1.0, seed=instance)] if bad else []
     return render("circuit", 5, instance, size=(size, size), defects=defects, noise_seed=instance)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_WORKING_PX", str(PX))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_evaluation_touches_no_user_data_and_is_deterministic(mvtec: Path, tmp_p
 def test_black_photo_gets_review_and_changes_no_other_score(mvtec: Path, tmp_path: Path) -> None:
     root = tmp_path / "with-black"
     shutil.copytree(mvtec, root)
-    _save(np.zeros((192, 192, 3), np.uint8), root / "test" / "black" / "000.png")
+    _save(np.zeros((PX, PX, 3), np.uint8), root / "test" / "black" / "000.png")
     results = evaluate(root, references=1, goldens=8)
     [black] = [r for r in results.per_image if r.kind == "black"]
     assert black.verdict.value == "REVIEW"

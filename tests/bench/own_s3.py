@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from datetime import timedelta
 
 import boto3
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -42,6 +43,12 @@ class OwnS3:
         """As somebody who can reach the bucket."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
         boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+
+    def age(self, url: str, seconds: float) -> None:
+        """As time does: whatever is in the bucket was written so much earlier."""
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        for kept in s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket].keys.values():
+            kept.last_modified -= timedelta(seconds=seconds)
 
     def rot(self, url: str, data: bytes) -> None:
         """As a disk does: other bytes under the checksum of the former."""

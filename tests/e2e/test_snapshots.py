@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from own_http import serving
 
 from .snapshot import FOLDER, check, differences, masked, without_words, words_of
 
@@ -120,14 +120,10 @@ def replayed(recording: dict[str, Any], skip: int = 0) -> Iterator[dict[str, str
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with serving(server):
         yield {"REFDIFF_LLM": "auto", "REFDIFF_LLM_BASE_URL": address, "REFDIFF_LLM_MODEL": "vision",
                "REFDIFF_LLM_RETRIES": "0"}  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
     assert next(calls, None) is None, "it was asked less often than when it was recorded"
 
 

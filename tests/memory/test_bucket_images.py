@@ -96,12 +96,11 @@ def at_delete(bucket: BucketImages, monkeypatch: pytest.MonkeyPatch, before: Ste
     monkeypatch.setattr(bucket, "_delete", deleting)
 
 
-def old_photo(bucket: BucketImages) -> float:
+def old_photo(bucket: BucketImages, s3: OwnS3) -> float:
     """Put it; a point in time after that, and before what follows. The store tells times in seconds."""
     bucket.put(DATA)
-    since = time.time() + 1.5
-    time.sleep(2.5)
-    return since
+    s3.age(bucket.url, 60)
+    return time.time() - 30
 
 
 def keys(bucket: BucketImages, below: str) -> list[str]:
@@ -114,9 +113,9 @@ USES: dict[str, Step] = {"marked": lambda other: other.mark_used(SHA256), "sent 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_photo_that_is_used_while_it_is_removed_stays(
-    bucket: BucketImages, monkeypatch: pytest.MonkeyPatch, use: str, when: str
+    bucket: BucketImages, s3: OwnS3, monkeypatch: pytest.MonkeyPatch, use: str, when: str
 ) -> None:
-    since = old_photo(bucket)
+    since = old_photo(bucket, s3)
     steps: dict[str, Step] = {"before": bool, "after": bool} | {when: USES[use]}
     at_delete(bucket, monkeypatch, steps["before"], steps["after"])
     assert bucket.remove_unused(SHA256, since) is None
@@ -125,9 +124,9 @@ def test_photo_that_is_used_while_it_is_removed_stays(
 
 
 def test_photo_that_is_used_just_before_it_would_be_deleted_is_never_away(
-    bucket: BucketImages, monkeypatch: pytest.MonkeyPatch
+    bucket: BucketImages, s3: OwnS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    since, copy = old_photo(bucket), bucket._copy
+    since, copy = old_photo(bucket, s3), bucket._copy
 
     def used_before(source: str, target: str) -> None:
         copy(source, target)
@@ -140,10 +139,10 @@ def test_photo_that_is_used_just_before_it_would_be_deleted_is_never_away(
 
 
 def test_photo_that_is_sent_again_between_two_who_remove_it_stays(
-    bucket: BucketImages, monkeypatch: pytest.MonkeyPatch
+    bucket: BucketImages, s3: OwnS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one is done, so it is written anew; what is deleted then is that."""
-    since = old_photo(bucket)
+    since = old_photo(bucket, s3)
 
     def gone_and_sent_again(other: BucketImages) -> None:
         assert other.remove_unused(SHA256, since) == len(DATA)
@@ -156,9 +155,9 @@ def test_photo_that_is_sent_again_between_two_who_remove_it_stays(
 
 @pytest.mark.parametrize("error", [Killed(), UnavailableError("the store is away")])
 def test_photo_is_put_back_where_its_removal_broke_off(
-    bucket: BucketImages, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    bucket: BucketImages, s3: OwnS3, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    since = old_photo(bucket)
+    since = old_photo(bucket, s3)
 
     def use_and_break_off(other: BucketImages) -> None:
         other.mark_used(SHA256)
@@ -178,11 +177,11 @@ def test_photo_is_put_back_where_its_removal_broke_off(
     assert [one for below in ("images/", "removing/", "used/") for one in keys(other, below)] == []
 
 
-def test_marks_do_not_pile_up_and_the_newest_stays(bucket: BucketImages) -> None:
+def test_marks_do_not_pile_up_and_the_newest_stays(bucket: BucketImages, s3: OwnS3) -> None:
     bucket.put(DATA)
     absent = hashlib.sha256(b"never sent").hexdigest()
     assert not bucket.mark_used(absent)
-    begun = old_photo(bucket)  # another mark; those that follow are newer than this, the two before are older
+    begun = old_photo(bucket, s3)  # another mark; those that follow are newer than this, the two before are older
     for _ in range(2):
         bucket.mark_used(SHA256)
     used_at = bucket.used_at(SHA256)

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from refdiff.agent.service import InspectionService
+from refdiff.model.difference.encoder import Encoder
+from refdiff.model.difference.scorer import shared_difference
 from refdiff.model.images import encode_png
+from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.cli import main
 
@@ -55,6 +58,12 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             m.delenv(name, raising=False)
         assert main.run(["enroll", "--product", "board", str(photos)]) == 0
         assert main.run(["calibrate", "--product", "board"]) == 0
+        m.setenv("REFDIFF_ENGINE", "auto")  # as `serve` and `watch` run: what they convert, each copy has a link to
+        Encoder()
+        shared_difference(ModelSettings())
+    converted = root / "cache" / "openvino"
+    if converted.is_dir():
+        converted.symlink_to(converted.rename(root / "converted"), target_is_directory=True)
     return root
 
 
@@ -62,7 +71,7 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ready(_made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with home/ (REFDIFF_HOME), photos/, good.png and bad.png; the working directory."""
     root = tmp_path / "ready"
-    shutil.copytree(_made_once, root)
+    shutil.copytree(_made_once, root, symlinks=True, ignore=shutil.ignore_patterns("converted"))
     monkeypatch.setenv("REFDIFF_HOME", str(root / "home"))
     monkeypatch.setenv("REFDIFF_CACHE", str(root / "cache"))
     monkeypatch.setenv("REFDIFF_WORKING_PX", "128")

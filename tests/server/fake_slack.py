@@ -93,7 +93,7 @@ class FakeSlack:
         self.server = FakeServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.client = httpx2.Client(timeout=30)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def _answer(self, method: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
         if method == "auth.test":

@@ -77,7 +77,7 @@ class FakeTeams:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.client = httpx2.Client(timeout=30)
         self.bot_token = self.token(aud=_ISSUER, iss="https://login.example")
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def cloud(self) -> TeamsCloud:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_http import serving
 from sqlalchemy import text
 
 from refdiff.memory.golden_bank.connection import QdrantConnection
@@ -239,10 +239,8 @@ def endpoint() -> Iterator[tuple[str, list[int], list[str | None]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", status, keys
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_port}/v1", status, keys
 
 
 def test_endpoint_is_asked_with_its_key_which_is_not_shown(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import httpx2
 import openai
 import pytest
+from own_http import serving
 
 from refdiff.model.errors import InputError
 from refdiff.server.cli import invocation, main
@@ -70,10 +70,8 @@ def receiver() -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield f"127.0.0.1:{server.server_address[1]}"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from own_http import serving
 
 from refdiff.agent import request as request_module
 from refdiff.agent.inspector import Inspector
@@ -556,9 +557,8 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("refdiff.server.watch.webhook.BACKOFF", Backoff(0.02, 60.0))
     monkeypatch.setenv("REFDIFF_WEBHOOK_SECRET", SECRET)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/hook"
-    server.shutdown()
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook"
 
 
 def test_webhook_messages_are_signed_retried_and_in_order(

@@ -82,7 +82,7 @@ def start(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
 def server(_made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """On loopback, as `refdiff serve` makes it; the scripted driver inspects."""
     root = tmp_path_factory.mktemp("served") / "ready"
-    shutil.copytree(_made_once, root)
+    shutil.copytree(_made_once, root, symlinks=True, ignore=shutil.ignore_patterns("converted"))
     with pytest.MonkeyPatch.context() as m:
         for name in [n for n in os.environ if n.startswith("REFDIFF_")]:
             m.delenv(name)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 from edge_parity import device_command, device_environment, on_device
+from own_http import serving
 
 from refdiff.agent.device.device import Device
 from refdiff.agent.device.published import publish
@@ -513,13 +513,11 @@ def test_only_the_server_itself_can_say_that_nothing_is_published(
 
     assert "HTTP 404: no product 'nothing'" in str(asked(server.url, "nothing"))
     foreign = ThreadingHTTPServer(("127.0.0.1", 0), _Foreign)
-    threading.Thread(target=foreign.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{foreign.server_port}"
-    assert "does not say how long" in str(asked(address, "board"))
-    monkeypatch.setattr(_Foreign, "status", 404)
-    assert "HTTP 404: no such page" in str(asked(address, "board"))
-    foreign.shutdown()
-    foreign.server_close()
+    with serving(foreign):
+        assert "does not say how long" in str(asked(address, "board"))
+        monkeypatch.setattr(_Foreign, "status", 404)
+        assert "HTTP 404: no such page" in str(asked(address, "board"))
     assert not list((tmp_path / "exports").glob("*.refdiff"))
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from edge_parity import device_command, device_environment
+from own_http import serving
 
 from refdiff.agent.device.device import Device, DeviceRecord
 from refdiff.memory.rows.watched import FileIdentity
@@ -122,14 +122,13 @@ def test_report_is_sent_only_to_what_says_that_it_has_it(server: Running, export
         record = device.record(server.photos["good.png"], "portal")
     spool.finish(spool.put(FileIdentity("p.png", 1, 1, 1), server.photos["good.png"], record))
     (tmp_path / "out" / "outbox" / "aaa").mkdir()  # damaged: no other one waits for it
-    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as portal:
-        threading.Thread(target=portal.serve_forever, daemon=True).start()
-        with Delivery(spool, f"http://127.0.0.1:{portal.server_port}", "rdk-x", notes.append):
-            deadline = time.monotonic() + 20
-            while len(seen) < 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        portal.shutdown()
+    portal = ThreadingHTTPServer(("127.0.0.1", 0), Portal)
+    address = f"http://127.0.0.1:{portal.server_port}"
+    with serving(portal), Delivery(spool, address, "rdk-x", notes.append):
+        deadline = time.monotonic() + 20
+        while len(seen) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     assert {path for path, _ in seen} == {"/v1/devices/reports"}, "nothing was sent to where it was told to go"
     assert spool.counts() == {"reports": 1, "waiting": 1, "refused": 1}
     assert "HTTP 302" in notes[0]
