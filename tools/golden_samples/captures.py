@@ -9,7 +9,9 @@ from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.rows.products import check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.settings import ModelSettings
+from refdiff.tools.golden_samples.colour_pairs import with_its_photo
 from refdiff.tools.golden_samples.photos import Upload, read_photo, storable
+from refdiff.tools.kinds.depth import states_colour
 from refdiff.tools.kinds.readers import read_arriving, reader_of
 from refdiff.tools.kinds.reading import How, Reading
 
@@ -27,7 +29,8 @@ def record_capture(
 ) -> Capture:
     """Keep the photo of one part as its newest capture.
 
-    scale_mm_per_px: None if unknown, or as the file says. conditions: stated with it, where the product's kind has any.
+    scale_mm_per_px: None if unknown, or as the file says. conditions: stated with it, where the product's kind has any. The
+    colour photo of a height map is the upload's, or lies beside the file (see `colour_pairs`).
     read: told the sha256 of the kept photo, how it was read, and what.
     Raises InputError (part, product, scale, conditions), ImageError (a photo that cannot be inspected), StorageError.
     """
@@ -36,7 +39,10 @@ def record_capture(
     scale = check_scale(scale_mm_per_px)
     name = storable((photo.path if isinstance(photo, Upload) else photo).name)
     how = How.of(stores.products.get(product))
-    data = reader_of(how.kind).join(read_photo(photo, settings), dict(conditions or {}))
+    if states_colour(how):
+        photo = with_its_photo(photo, settings)
+    colour = photo.colour if isinstance(photo, Upload) else None
+    data = reader_of(how.kind).join(read_photo(photo, settings), dict(conditions or {}), colour)
     reading = read_arriving(data, name=name, how=how, settings=settings)  # only what can be inspected is kept
     sha256 = stores.images.put(data)
     read(sha256, how, reading)

@@ -24,6 +24,7 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
+from refdiff.tools.inspection.colour import joint_scores, maps_of, raw_scores
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
@@ -193,6 +194,7 @@ def _measure(
     scores: list[tuple[float, str]] = []  # with the golden that was measured
     peaks, similarities, levels, edges = [], [], [], []
     looks: list[Look] = []
+    maps: list[list[tuple[float, float]]] = []  # of each part, what its maps say, where there are two
     ignores: list[Mask | None] = []
     loose = 0  # golden samples that do not register to the nearest
     unregistered: list[str] = []  # nor to any other of those they were compared with
@@ -209,6 +211,7 @@ def _measure(
         )
         scores.append((result.difference.score, golden.golden_id))
         peaks.append(result.difference.peak)
+        maps.append(raw_scores(result.difference))
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
         edges.append(edge_correlation(result))
@@ -218,6 +221,10 @@ def _measure(
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
+    of_maps = maps_of(maps)
+    if of_maps:
+        both, peaks = joint_scores(maps)
+        scores = [(score, golden_id) for score, (_, golden_id) in zip(both, scores, strict=True)]
     counted = learned_parts(workspace, product, loose, looks, ignores)
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
@@ -230,7 +237,7 @@ def _measure(
         key=key,
         scores=[score for score, _ in scores],
         # most good parts show no region at all
-        pixel_threshold=float(np.quantile(peaks, _PIXEL_QUANTILE)),
+        pixel_threshold=1.0 if of_maps else float(np.quantile(peaks, _PIXEL_QUANTILE)),
         n=len(scores),
         references=k,
         seconds=time.perf_counter() - started,
@@ -243,6 +250,7 @@ def _measure(
         per_miscount=per_miscount if components else 0.0,
         unregistered=sorted(unregistered + _alone(workspace, product)),
         edges=sorted(edges),
+        maps=of_maps,
     )
 
 
@@ -552,6 +560,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
         "marks",
         "components",
         "per_miscount",
+        *(() if calibration.maps else ("maps",)),
     )
     odd: dict[str, object] = {}
     if found := standing_out(calibration):

@@ -28,6 +28,7 @@ from refdiff.tools.inspection.calibration import (
     with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.colour import as_one
 from refdiff.tools.inspection.comparison import compare_with
 from refdiff.tools.inspection.components import Count
 from refdiff.tools.inspection.difference import Comparison
@@ -127,6 +128,7 @@ def inspect_photo(
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
+    comparison = replace(comparison, difference=as_one(comparison.difference, calibration))
     comparison, counts, uncounted = with_counts(comparison, calibration)
     comparison, pose = with_pose(query, comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
