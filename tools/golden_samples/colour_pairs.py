@@ -23,6 +23,7 @@ def with_its_photo(height: Path | Upload, settings: ModelSettings, colour: Path 
     none. Raises as `read_photo`."""
     if isinstance(height, Upload):
         return height
+    height = height.absolute()
     photo = colour or _pairs([height, *_of_its_name(height)]).get(height)
     return Upload(height.name, read_photo(height, settings), None if photo is None else read_photo(photo, settings))
 

@@ -81,7 +81,6 @@ def as_one(difference: Difference, calibration: Calibration | None) -> Differenc
         score=max((score - of.middle) / of.spread for (_, score), of in zip(raw, scored, strict=True)),
         peak=float(both.max()),
         scored=max(difference.scored, colour.scored),
-        types=colour.types,
         focus_problem=colour.focus_problem,
         thresholds=(scored[0].threshold, scored[1].threshold),
     )
