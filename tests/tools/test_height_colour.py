@@ -105,6 +105,17 @@ def test_pairs_of_a_folder_are_one_golden_sample_each_whichever_way_they_are_lai
     assert found.colour == PART_PHOTO
 
 
+def test_what_may_belong_to_two_is_given_to_none(workspace: Workspace, tmp_path: Path) -> None:
+    height, photo = made(1)
+    twice = [Upload("image.tiff", height), Upload("image.png", photo), Upload("image.png", made(2)[1])]
+    assert height_maps(twice) == [Upload("image.tiff", height)]
+    write(tmp_path, good__1_tiff=height, good__1_png=photo, rgb__1_png=photo)
+    with pytest.raises(ImageError, match=r"several files may be its colour photo \(good/1.png, rgb/1.png\)"):
+        with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings)
+    named = with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings, tmp_path / "rgb" / "1.png")
+    assert named == Upload("1.tiff", height, photo)
+
+
 PART_PHOTO = encode_png(np.zeros((*SIZE, 3), np.uint8))
 
 

@@ -6,13 +6,16 @@ in the folder `rgb` beside it, as data sets lay them out (`xyz/000.tiff` and `rg
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from refdiff.model.errors import ImageError
 from refdiff.model.images import image_suffixes
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.photos import Upload, read_photo
+from refdiff.tools.golden_samples.photos import Upload, read_photo, storable
 
 COLOUR_FOLDER = "rgb"
 _HEIGHTS = (".tiff", ".tif", ".png")  # of two files of one name, the first of these is the height map
@@ -20,51 +23,60 @@ _HEIGHTS = (".tiff", ".tif", ".png")  # of two files of one name, the first of t
 
 def with_its_photo(height: Path | Upload, settings: ModelSettings, colour: Path | None = None) -> Upload:
     """A height map with its colour photo: `colour`, else what came with it or lies beside it; without one where there is
-    none. Raises as `read_photo`."""
+    none. Raises as `read_photo`, and ImageError where several files may be its photo."""
     if isinstance(height, Upload):
         return height
     height = height.absolute()
-    photo = colour or _pairs([height, *_of_its_name(height)]).get(height)
-    return Upload(height.name, read_photo(height, settings), None if photo is None else read_photo(photo, settings))
+    photos = [colour] if colour else _photos([height, *_of_its_name(height)]).get(height, [])
+    if len(photos) > 1:
+        names = ", ".join(storable(str(Path(*p.parts[-2:]))) for p in photos)
+        raise ImageError(f"{storable(height.name)}: several files may be its colour photo ({names}); leave one of them")
+    photo = read_photo(Path(photos[0]), settings) if photos else None
+    return Upload(height.name, read_photo(height, settings), photo)
 
 
 def height_maps(files: Iterable[Path | Upload]) -> list[Path | Upload]:
-    """Of files that arrive together those that are height maps; uploads with their photos."""
+    """Of files that arrive together those that are height maps; uploads with their photos, where it is clear which these
+    are. Files on the disk get theirs when they are read."""
     every = list(files)
     names = [file if isinstance(file, Path) else PurePath(file.name) for file in every]
-    pairs, uploads = _pairs(names), {n: f for n, f in zip(names, every, strict=True) if isinstance(f, Upload)}
-    photos, found = {*pairs.values()}, []
+    uploads = {n: f for n, f in zip(names, every, strict=True) if isinstance(f, Upload)}
+    photos, often = _photos(names), Counter(names)
+    taken, found = {p for those in photos.values() for p in those}, []
     for name, file in zip(names, every, strict=True):
-        if name in photos:
+        if name in taken:
             continue
-        photo = uploads.get(pairs[name]) if name in pairs else None
-        found.append(replace(file, colour=photo.data) if isinstance(file, Upload) and photo is not None else file)
+        those = photos.get(name, [])
+        clear = len(those) == 1 and often[name] == often[those[0]] == 1 and those[0] in uploads
+        if isinstance(file, Upload) and file.colour is None and clear:
+            file = replace(file, colour=uploads[those[0]].data)
+        found.append(file)
     return found
 
 
-def _pairs(names: Iterable[PurePath]) -> dict[PurePath, PurePath]:
-    """Height map -> its colour photo."""
-    found: dict[PurePath, PurePath] = {}
-    known = sorted({*names}, key=_likelihood)
-    for i, height in enumerate(known):
-        for photo in known[i + 1 :] if height.parent.name != COLOUR_FOLDER else ():
-            if photo.stem == height.stem and height not in found and photo not in found.values():
-                beside = photo.parent == height.parent and photo.suffix.lower() != height.suffix.lower()
-                if beside or photo.parent == height.parent.parent / COLOUR_FOLDER:
-                    found[height] = photo
-    return {height: photo for height, photo in found.items() if height not in found.values()}
+def _photos(names: Iterable[PurePath]) -> dict[PurePath, list[PurePath]]:
+    """Height map -> the files that may be its colour photo."""
+    named: dict[str, dict[PurePath, list[PurePath]]] = defaultdict(lambda: defaultdict(list))
+    for name in {*names}:
+        named[name.stem][name.parent].append(name)
+    found = {}
+    for folders in named.values():
+        for folder, files in folders.items():
+            if folder.name != COLOUR_FOLDER:
+                height, *beside = sorted(files, key=_likelihood)
+                found[height] = beside + sorted(folders.get(folder.parent / COLOUR_FOLDER, []))
+    return found
 
 
-def _likelihood(name: PurePath) -> tuple[bool, int, str]:
+def _likelihood(name: PurePath) -> tuple[int, str]:
     """Sorts what is rather a height map first."""
     suffix = name.suffix.lower()
-    rank = _HEIGHTS.index(suffix) if suffix in _HEIGHTS else len(_HEIGHTS)
-    return name.parent.name == COLOUR_FOLDER, rank, str(name)
+    return (_HEIGHTS.index(suffix) if suffix in _HEIGHTS else len(_HEIGHTS)), str(name)
 
 
 def _of_its_name(height: Path) -> Iterator[Path]:
     for folder in (height.parent, height.parent.parent / COLOUR_FOLDER):
-        if folder.is_dir():
+        with contextlib.suppress(OSError):
             for path in folder.iterdir():
                 if path.stem == height.stem and path != height and path.suffix.lower() in image_suffixes():
                     yield path

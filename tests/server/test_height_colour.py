@@ -1,0 +1,66 @@
+"""Height maps with colour photos through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.height import SolidPart, Stain, xyz_tiff
+from refdiff.server.cli import main
+
+from .conftest import said
+
+PART = SolidPart("bracket")
+
+
+def write(path: Path, seed: int, stain: Stain | None = None) -> Path:
+    """A height map, and its photo beside it."""
+    rng = np.random.default_rng((8, seed))
+    made = PART.height_map(rng, size=(128, 128), mm_per_px=0.9)
+    path.write_bytes(xyz_tiff(made.mm, 0.9))
+    path.with_suffix(".png").write_bytes(encode_png(PART.colour_photo(made, rng, stain)))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with good/, three pairs."""
+    for name, value in (
+        ("REFDIFF_HOME", tmp_path / "home"),
+        ("REFDIFF_CACHE", tmp_path / "cache"),
+        ("REFDIFF_LLM", "off"),
+    ):
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "good").mkdir()
+    for i in range(3):
+        write(tmp_path / "good" / f"{i}.tiff", i)
+    (tmp_path / "plate.yaml").write_text("depth: {unit_mm: 1, values: distance, colour: true}\n")
+    return tmp_path
+
+
+def test_pairs_are_enrolled_calibrated_and_inspected_and_a_lone_height_map_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["product", "set", "plate", "--spec", str(root / "plate.yaml")]) == 0
+    code, enrolled = said(capsys, "enroll", "--product", "plate", "--kind", "depth", str(root / "good"))
+    assert (code, len(enrolled["added"]), enrolled["refused"]) == (0, 3, [])
+    code, calibrated = said(capsys, "calibrate", "--product", "plate")
+    assert (code, len(calibrated["maps"])) == (0, 2)
+    part = write(root / "bad.tiff", 100, Stain(36.0, 17.0, 5.0))
+    inspect = ["inspect", "--part", "1", "--product", "plate", "--image", str(part)]
+    code, report = said(capsys, *inspect, "--html", str(root / "bad.html"))
+    assert (code, report["verdict"]) == (2, "REVIEW"), "three good parts"
+    assert report["findings"][0]["found_in"] == ["colour"]
+    assert "colour change" in (root / "bad.html").read_text()
+
+    photo = part.with_suffix(".png").rename(root / "elsewhere.png")
+    code, answer = said(capsys, *inspect)
+    assert (code, "--colour FILE" in answer["error"]["message"]) == (65, True)
+    code, again = said(capsys, *inspect, "--colour", str(photo))
+    assert (code, again["query_sha256"], again["image_score"]) == (2, report["query_sha256"], report["image_score"])
+    code, taken = said(capsys, "capture", "--part", "2", "--product", "plate", str(part), "--colour", str(photo))
+    assert (code, taken["sha256"]) == (0, report["query_sha256"])
+    assert main.run(["inspect", "--part", "2", "--colour", str(photo)]) == 64
