@@ -251,7 +251,8 @@ def _resized(
 
 
 class GoldenOnGrid:
-    """A registered golden on the tiles of a grid: from the cache where that is its own frame."""
+    """A registered golden on the tiles of a grid: from the cache where that is its own frame, and it lies there as it was
+    registered."""
 
     def __init__(self, workspace: Workspace, golden: Golden, on_photo: Alignment, grid: Grid) -> None:
         self._workspace, self._golden, self._grid = workspace, golden, grid
