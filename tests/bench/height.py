@@ -337,8 +337,9 @@ def main(
     every = [f for those in found.values() for f in those]
     for shape, those in found.items():
         print(line(shape, those))
-    for defect in (*DEFECTS, *([STAINED] if colour else [])):
-        print(line(defect, [f for f in every if f.defect == defect]))
+    for defect in (*DEFECTS, STAINED):
+        if of_it := [f for f in every if f.defect == defect]:
+            print(line(defect, of_it))
     print(line("all", every))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"most memory of the process: {most:.1f} GB")

@@ -47,11 +47,6 @@ def scene(variant: str, instance: int, angle: float = 0.0, *, scale: float = 1.0
     return render("circuit", VARIANTS[variant], instance, size=SIZE, pose=pose, noise_seed=instance, **more)
 
 
-SAME = align(
-    np.zeros((*SIZE, 3), np.uint8), np.zeros((*SIZE, 3), np.uint8)
-)  # asked for only outside a golden's own frame
-
-
 def opened(root: Path, cache: str = "cache") -> Workspace:
     memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
     return Workspace.open(memory, ModelSettings(cache=root / cache, working_px=160), ToolsSettings(references=4))
