@@ -73,7 +73,7 @@ const inColour = (report) => report.kind === "depth" && !report.unit;
 function colourPictures(report) {
   const shown = [["side_by_side", "Reference and part, heights and colours"], ["heatmap", "What differs in height and in colour"]].map(([name, alt]) => {
     const img = h("img", { alt });
-    picture(report.artefacts[name]).then((url) => { img.src = url; }, (error) => img.replaceWith(h("p", { class: "missing" }, `${alt}: ${error.message}`)));
+    picture(report.artefacts[name]).then((url) => { img.src = url; img.dataset.loaded = "true"; }, (error) => img.replaceWith(h("p", { class: "missing" }, `${alt}: ${error.message}`)));
     return img;
   });
   return h("div", { class: "colours" }, shown);
