@@ -124,6 +124,21 @@ def test_stain_in_a_hole_of_the_height_map_is_found_in_colour(workspace: Workspa
     assert report.p_value == pytest.approx(1 / 22)
 
 
+def test_another_light_asks_a_person_and_hides_neither_dent_nor_stain(workspace: Workspace) -> None:
+    def darker(upload: Upload) -> Upload:
+        assert upload.colour is not None
+        photo = decode_image(upload.colour).astype(np.float32) * np.array([0.75, 0.7, 0.6], np.float32)
+        return Upload(upload.name, upload.data, encode_png(photo.astype(np.uint8)))
+
+    report = inspected(workspace, "dark", darker(made(201)))
+    assert report.verdict == "REVIEW", report.verdict_reason
+    assert "the whole photo differs from the golden samples" in report.verdict_reason
+    assert "darker" in report.verdict_reason
+    for part, upload in (("dark dent", made(201, DENT)), ("dark stain", made(201, stain=STAIN))):
+        report = inspected(workspace, part, darker(upload))
+        assert report.verdict == "FAIL", report.verdict_reason
+
+
 def test_limit_of_height_accepts_no_colour(workspace: Workspace) -> None:
     accepting = {"type": "any", "max_deviation_mm": 5, "severity": "minor"}
     try:

@@ -82,8 +82,29 @@ def as_one(difference: Difference, calibration: Calibration | None) -> Differenc
         peak=float(both.max()),
         scored=max(difference.scored, colour.scored),
         focus_problem=colour.focus_problem,
+        level=colour.level,  # another light shows in the colour alone
         thresholds=(scored[0].threshold, scored[1].threshold),
     )
+
+
+def as_photo(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, Calibration | None]:
+    """What the colour alone says, for what is asked of photos: the comparison of the colour photos, and a calibration whose
+    scores are in the unit of theirs. Both as they are where no colour was compared."""
+    difference = comparison.difference
+    if difference.colour is None:
+        return comparison, calibration
+    if calibration is not None:
+        of = calibration.maps[1]
+        calibration = replace(calibration, scores=[of.middle + of.spread * s for s in calibration.scores])
+    return replace(comparison, difference=difference.colour.found, nearest=difference.colour.nearest), calibration
+
+
+def height_alone(difference: Difference, calibration: Calibration) -> float | None:
+    """The image score that the height would have alone; None where no colour was compared."""
+    if difference.colour is None or difference.height is None:
+        return None
+    of = calibration.maps[0]
+    return (float(difference.height.deviation.max()) - of.middle) / of.spread
 
 
 def raw_scores(difference: Difference) -> list[tuple[float, float]]:

@@ -28,12 +28,12 @@ from refdiff.tools.inspection.calibration import (
     with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.colour import as_one
+from refdiff.tools.inspection.colour import as_one, as_photo, height_alone
 from refdiff.tools.inspection.comparison import compare_with
 from refdiff.tools.inspection.components import Count
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.light import other_light
-from refdiff.tools.inspection.methods import Described, Remarks, method_of
+from refdiff.tools.inspection.methods import Described, Method, Remarks, method_of
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
@@ -153,7 +153,7 @@ def inspect_photo(
         problems.append(unlike)
     remarks = method.remarks(comparison, capture.sha256)
     problems.extend(remarks.problems)
-    if method.networks and not pose.said and (light := other_light(query, comparison, calibration, p, attained)):
+    if not pose.said and (light := _light(method, query, comparison, calibration, p, attained)):
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
@@ -205,6 +205,25 @@ def inspect_photo(
         by,
         remarks,
     )
+
+
+def _light(
+    method: Method,
+    query: RgbImage,
+    comparison: Comparison,
+    calibration: Calibration | None,
+    p: float | None,
+    attained: float,
+) -> str:
+    """The problem with a photo, or the colour photo of a height map, in another light; "" if there is none, or what was
+    measured fails by itself."""
+    colour = comparison.difference.colour
+    if calibration is None or not (method.networks or colour):
+        return ""
+    height = height_alone(comparison.difference, calibration)
+    if height is not None and is_suspicious(calibration, p_value(calibration, height), attained):
+        return ""
+    return other_light(colour.query if colour else query, *as_photo(comparison, calibration), p, attained)
 
 
 def problems_of(comparison: Comparison) -> list[str]:
