@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from refdiff.agent.work.batches import parts_of
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.height import SolidPart, Stain, xyz_tiff
 from refdiff.server.cli import main
@@ -65,3 +67,30 @@ def test_pairs_are_enrolled_calibrated_and_inspected_and_a_lone_height_map_is_re
     code, taken = said(capsys, "capture", "--part", "2", "--product", "plate", str(part), "--colour", str(photo))
     assert (code, taken["sha256"]) == (0, report["query_sha256"])
     assert main.run(["inspect", "--part", "2", "--colour", str(photo)]) == 64
+
+
+def test_watched_folder_takes_the_photo_that_lies_in_the_folder_beside_also_where_it_comes_later(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["product", "set", "plate", "--spec", str(root / "plate.yaml")]) == 0
+    assert main.run(["enroll", "--product", "plate", "--kind", "depth", str(root / "good")]) == 0
+    for name in ("xyz", "rgb"):
+        (root / "line" / name).mkdir(parents=True)
+    heights = [write(root / "line" / "xyz" / f"part{i}.tiff", 110 + i) for i in range(2)]
+    photos = [h.with_suffix(".png").rename(root / "line" / "rgb" / f"{h.stem}.png") for h in heights]
+    late = photos[1].rename(root / "late.png")
+    coming = threading.Timer(2, lambda: late.rename(photos[1]))
+    coming.start()
+    folder = str(root / "line" / "xyz")
+    code, watched = said(
+        capsys, "watch", folder, "--product", "plate", "--pattern", r"(?P<part>\w+)", "--once", "--workers", "1"
+    )
+    coming.join()
+    assert code == 0
+    assert sorted(p.name for p in (root / "line" / "xyz" / "done").iterdir()) == ["part0.tiff", "part1.tiff"], watched
+    assert all(p.exists() for p in photos)
+
+
+def test_batch_of_a_folder_has_one_part_a_pair(root: Path) -> None:
+    parts = list(parts_of(root / "good", "plate", in_colour=True))
+    assert [(p.name, getattr(p, "part_id", None)) for p in parts] == [(f"{i}.tiff", str(i)) for i in range(3)]
