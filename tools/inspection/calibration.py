@@ -347,7 +347,9 @@ def with_pose(query: RgbImage, comparison: Comparison, calibration: Calibration 
     if others := calibration.unregistered:
         which = f"{listed_ids(others)} {'does' if len(others) == 1 else 'do'} not register to the others, either"
         return comparison, Pose(problem=f"{said}; {which}", mirrored=mirrored)
-    added, difference = max(calibration.scores), comparison.difference
+    difference = comparison.difference
+    # scores of height and colour together may be below 0
+    added = max(calibration.scores) - min(0.0, difference.score)
     difference = replace(difference, score=difference.score + added, added=difference.added + added)
     return replace(comparison, difference=difference), Pose([said], mirrored=mirrored)
 
