@@ -221,7 +221,7 @@ def _light(
     if calibration is None or not (method.networks or colour):
         return ""
     height = height_alone(comparison.difference, calibration)
-    if height is not None and is_suspicious(calibration, p_value(calibration, height), attained):
+    if height is not None and p_value(calibration, height) <= attained:
         return ""
     return other_light(colour.query if colour else query, *as_photo(comparison, calibration), p, attained)
 
