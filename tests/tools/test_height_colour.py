@@ -19,7 +19,8 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_photo
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.colour import joint_scores, maps_of
+from refdiff.tools.inspection.colour import joint_scores, maps_of, on_photo
+from refdiff.tools.inspection.difference import Difference
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.specification import parse_spec
@@ -168,6 +169,14 @@ def test_new_good_parts_are_above_all_good_parts_of_either_map_as_seldom_as_with
         above += score > max(joint_scores(good)[0])
     # two standard errors of the count
     assert above / rounds <= 1 / (n + 1) + 2 * np.sqrt(1 / (n + 1) / rounds)
+
+
+def test_colour_of_a_raster_larger_than_a_map_lies_on_the_px_of_the_heights() -> None:
+    height = np.zeros((300, 200), np.float32)
+    small = Difference(np.ones((150, 100), np.float32), 1, 1, 1, 1, np.zeros((1, 1, 1), np.float32), 4.0, "", 0.0)
+    large = on_photo(small, height.shape)
+    assert (large.anomaly_map.shape, large.cell, large.cell_of(height.shape)) == (height.shape, 8.0, 8.0)
+    assert on_photo(small, (150, 100, 3)) is small
 
 
 def test_what_is_kept_of_a_comparison_holds_the_colours_part_of_the_map() -> None:

@@ -61,7 +61,17 @@ def compare_colour(
         sizes = sizes_of(query, query_key, features, there, px)
     with clock.stage("score"):
         found = score_difference(query, sizes, there, ignore, workspace.network(golden.product))
-    return ColourDifference(found, query, there[0])
+    return ColourDifference(on_photo(found, query.shape), query, there[0])
+
+
+def on_photo(found: Difference, size: tuple[int, ...]) -> Difference:
+    """A difference whose map has a px for each of a photo of `size` (H, W, ...), as that of heights does: of large photos it
+    is smaller."""
+    small, (h, w) = found.anomaly_map, (size[0], size[1])
+    if small.shape == (h, w):
+        return found
+    large = np.asarray(cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR), np.float32)
+    return replace(found, anomaly_map=large, cell=found.cell_of(size))
 
 
 def as_one(difference: Difference, calibration: Calibration | None) -> Difference:
