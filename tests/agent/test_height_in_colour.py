@@ -4,6 +4,7 @@ both is one finding."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from refdiff.model.synthesis.height import Defect, SolidPart, Stain, xyz_tiff
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection.calibration import calibrate, calibration_key
+from refdiff.tools.inspection import inspection
+from refdiff.tools.inspection.calibration import calibrate, calibration_key, current_calibration
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.workspace import Workspace
 
@@ -150,6 +152,28 @@ def test_limit_of_height_accepts_no_colour(workspace: Workspace) -> None:
         small = [{"type": "colour_change", "max_length_mm": 40, "severity": "minor"}, accepting]
         stated(workspace, "plate", {"depth": DEPTH, "limits": small})
         assert inspected(workspace, "stain", made(102, stain=STAIN)).verdict == "PASS"
+    finally:
+        stated(workspace, "plate", {"depth": DEPTH})
+
+
+def test_limit_of_height_does_not_pass_a_colour_that_stands_out_without_a_strong_place(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_spread_colours(*_: Any, **__: Any) -> Any:
+        known = current_calibration(workspace, "plate")
+        assert known is not None
+        height, colour = known.maps
+        return replace(known, maps=[height, replace(colour, threshold=1e4 * colour.threshold)])
+
+    monkeypatch.setattr(inspection, "current_calibration", of_spread_colours)
+    accepting = {"type": "any", "max_deviation_mm": 5, "severity": "minor"}
+    try:
+        stated(workspace, "plate", {"depth": DEPTH, "limits": [accepting]})
+        apart = inspected(workspace, "apart", made(105, DENT, STAIN))
+        assert apart.verdict == "FAIL", apart.verdict_reason
+        assert {tuple(f.found_in) for f in apart.findings} == {("height",), ("colour",)}
+        assert inspected(workspace, "both", made(104, DENT, Stain(DENT.x, DENT.y, 5.0))).verdict == "FAIL"
+        assert inspected(workspace, "dent", made(101, DENT)).verdict == "PASS"
     finally:
         stated(workspace, "plate", {"depth": DEPTH})
 

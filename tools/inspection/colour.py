@@ -11,7 +11,7 @@ no more good parts than for one of them. (Two p-values at half the rate each wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -35,7 +35,7 @@ from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.vision.measurement import Measurement, measure, of_mask
-from refdiff.tools.vision.regions import Region
+from refdiff.tools.vision.regions import PART_OF_PEAK, Region, find_regions
 
 FOUND_IN_HEIGHT, FOUND_IN_COLOUR = "height", "colour"
 _PIXEL_QUANTILE = 0.975  # of each map: of both together, .95 of the good parts show no region, as with one
@@ -117,6 +117,42 @@ def height_alone(difference: Difference, calibration: Calibration) -> float | No
     return (float(difference.height.deviation.max()) - of.middle) / of.spread
 
 
+def as_each_stands_out(
+    difference: Difference, calibration: Calibration | None, stands_out: Callable[[float], bool]
+) -> Difference:
+    """A difference as one, of which height and colour each have a place to be found where the image score of that alone
+    stands out, however spread it is: else a limit that accepts a finding of one would pass what the other shows.
+
+    stands_out: asked of an image score.
+    """
+    if calibration is None or not calibration.maps or difference.colour is None:
+        return difference
+    height, colour = (
+        PART_OF_PEAK * peak / of.threshold
+        if 0 < peak < of.threshold and stands_out((score - of.middle) / of.spread)
+        else 1.0
+        for (score, peak), of in zip(raw_scores(difference), calibration.maps, strict=True)
+    )
+    return replace(difference, least=(height, colour))
+
+
+def places_apart(difference: Difference, found: Sequence[Region], size: tuple[int, int]) -> list[Region]:
+    """The places of `as_each_stands_out` that are not among those that were found. size: (H, W) of the photo."""
+    if difference.colour is None:
+        return []
+    apart: list[Region] = []
+    for plane, least in zip(_planes(difference), difference.least, strict=True):
+        if least < 1 and not any(_shows(plane, region) for region in found):
+            own = np.asarray(plane * np.float32(least), np.float32)
+            apart += find_regions(own, least, difference.types, size, difference.cell)[:1]
+    return apart
+
+
+def _shows(plane: F32, region: Region) -> bool:
+    x0, y0, x1, y1 = region.box
+    return bool((plane[y0:y1, x0:x1][region.mask] >= 1).any())
+
+
 def raw_scores(difference: Difference) -> list[tuple[float, float]]:
     """Image score and highest value of each map, of height and of colour; [] where there is only one map."""
     if difference.colour is None or difference.height is None:
@@ -183,11 +219,12 @@ def found_in(difference: Difference, measurement: Measurement) -> tuple[str, ...
 
 
 def _planes(difference: Difference) -> list[F32]:
-    """(H, W) of height and colour, in their thresholds."""
+    """(H, W) of height and colour, 1 from where a place is one of that."""
     assert difference.height is not None, "compared in height"
     assert difference.colour is not None, "compared in colour"
     raw = difference.height.deviation, difference.colour.found.anomaly_map
-    return [np.asarray(p / np.float32(t), np.float32) for p, t in zip(raw, difference.thresholds, strict=True)]
+    units = [threshold * least for threshold, least in zip(difference.thresholds, difference.least, strict=True)]
+    return [np.asarray(p / np.float32(unit), np.float32) for p, unit in zip(raw, units, strict=True)]
 
 
 def _found_in(there: Sequence[F32]) -> tuple[str, ...]:

@@ -57,6 +57,9 @@ class Difference:
         1.0,
     )  # the same: mm of height, and of the colour's map, that are 1 of the map
 
+    # the same: parts of the thresholds from which a place is one of height, and of colour; see `colour.as_each_stands_out`
+    least: tuple[float, float] = (1.0, 1.0)
+
     @property
     def offset(self) -> float:
         """What was added to the measured values of the nearest reference; 0 for kinds that have none."""
