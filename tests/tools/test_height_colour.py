@@ -110,11 +110,33 @@ def test_what_may_belong_to_two_is_given_to_none(workspace: Workspace, tmp_path:
     height, photo = made(1)
     twice = [Upload("image.tiff", height), Upload("image.png", photo), Upload("image.png", made(2)[1])]
     assert height_maps(twice) == [Upload("image.tiff", height)]
+    shared = [Upload("a/1.tiff", height), Upload("b/1.tiff", made(2)[0]), Upload("rgb/1.png", photo)]
+    assert height_maps(shared) == shared[:2]
     write(tmp_path, good__1_tiff=height, good__1_png=photo, rgb__1_png=photo)
     with pytest.raises(ImageError, match=r"several files may be its colour photo \(good/1.png, rgb/1.png\)"):
         with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings)
     named = with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings, tmp_path / "rgb" / "1.png")
     assert named == Upload("1.tiff", height, photo)
+
+
+def test_photo_that_stayed_beside_a_newer_height_map_of_the_part_is_refused(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    (height, photo), (newer, its_photo) = made(1), made(2)
+    assert enrolled(workspace, Upload("g.tiff", *made(3))).added
+    path, beside = tmp_path / "xyz" / "1.tiff", tmp_path / "rgb" / "1.png"
+
+    def captured(source: Path | Upload) -> str:
+        return record_capture(workspace.stores, "1", "plate", source, settings=workspace.model_settings).sha256
+
+    write(tmp_path, xyz__1_tiff=height, rgb__1_png=photo)
+    assert captured(path) == captured(path), "the same pair again"
+    path.write_bytes(newer)
+    with pytest.raises(ImageError, match="is the one of the height map of part 1 before"):
+        captured(path)
+    captured(with_its_photo(path, workspace.model_settings, beside))
+    beside.write_bytes(its_photo)
+    captured(path)
 
 
 PART_PHOTO = encode_png(np.zeros((*SIZE, 3), np.uint8))

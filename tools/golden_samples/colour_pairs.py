@@ -42,12 +42,13 @@ def height_maps(files: Iterable[Path | Upload]) -> list[Path | Upload]:
     names = [file if isinstance(file, Path) else PurePath(file.name) for file in every]
     uploads = {n: f for n, f in zip(names, every, strict=True) if isinstance(f, Upload)}
     photos, often = _photos(names), Counter(names)
-    taken, found = {p for those in photos.values() for p in those}, []
+    claimed = Counter(p for those in photos.values() for p in those)
+    found: list[Path | Upload] = []
     for name, file in zip(names, every, strict=True):
-        if name in taken:
+        if name in claimed:
             continue
         those = photos.get(name, [])
-        clear = len(those) == 1 and often[name] == often[those[0]] == 1 and those[0] in uploads
+        clear = len(those) == 1 and often[name] == often[those[0]] == claimed[those[0]] == 1 and those[0] in uploads
         if isinstance(file, Upload) and file.colour is None and clear:
             file = replace(file, colour=uploads[those[0]].data)
         found.append(file)
