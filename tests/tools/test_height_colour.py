@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.errors import ImageError, InputError, SpecError
+from refdiff.model.errors import DamagedError, ImageError, InputError, SpecError
 from refdiff.model.height.colour_file import split_colour, with_colour
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
@@ -19,6 +21,7 @@ from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_photo
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
+from refdiff.tools.inspection import kept_difference
 from refdiff.tools.inspection.colour import joint_scores, maps_of, on_photo
 from refdiff.tools.inspection.difference import Difference
 from refdiff.tools.inspection.fineness import check_specification
@@ -209,3 +212,11 @@ def test_what_is_kept_of_a_comparison_holds_the_colours_part_of_the_map() -> Non
     assert kept.colour is not None
     assert np.abs(kept.colour - colour).max() < 0.3
     assert kept.mm == 0.25
+
+
+def test_kept_comparison_whose_colour_holds_another_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = np.ones((64, 48), np.float32)
+    nested = KeptDifference(plane, 1.0, np.eye(3), colour=plane).encode()
+    monkeypatch.setattr(kept_difference, "_as_text", lambda _: base64.b64encode(zlib.compress(nested)).decode())
+    with pytest.raises(DamagedError, match="a part of its own"):
+        KeptDifference.decode(KeptDifference(plane, 1.0, np.eye(3), colour=plane).encode())

@@ -92,8 +92,9 @@ class KeptDifference:
         return buffer.getvalue()
 
     @classmethod
-    def decode(cls, data: bytes, size: tuple[int, int] | None = None) -> KeptDifference:
-        """What `encode` made. size: (H, W) that the map must have. Raises DamagedError for anything else."""
+    def decode(cls, data: bytes, size: tuple[int, int] | None = None, *, whole: bool = True) -> KeptDifference:
+        """What `encode` made. size: (H, W) that the map must have. whole: with the colour's part. Raises DamagedError for
+        anything else."""
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 grey = np.asarray(image, np.float32)
@@ -112,7 +113,9 @@ class KeptDifference:
             a, b, c, factor = (float(v) for v in about.get("fit", _UNFITTED))
             colour = None
             if "colour" in about:
-                colour = cls.decode(_from_text(about["colour"]), (int(height), int(width))).anomaly_map
+                if not whole:  # devices send such files: one in the other without end would take all memory
+                    raise ValueError("the colour's part has a part of its own")
+                colour = cls.decode(_from_text(about["colour"]), (int(height), int(width)), whole=False).anomaly_map
             fit, mm = (a, b, c, factor), float(about.get("mm", 1.0))
             return cls(anomaly_map, threshold, matrix, outlines, offset, rules, fit, colour, mm)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error, _TOO_LARGE) as e:
