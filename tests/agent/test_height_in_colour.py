@@ -129,7 +129,7 @@ def test_stain_in_a_hole_of_the_height_map_is_found_in_colour(workspace: Workspa
 def test_another_light_asks_a_person_and_hides_neither_dent_nor_stain(workspace: Workspace) -> None:
     def darker(upload: Upload) -> Upload:
         assert upload.colour is not None
-        photo = decode_image(upload.colour).astype(np.float32) * np.array([0.75, 0.7, 0.6], np.float32)
+        photo = decode_image(upload.colour).astype(np.float32) * np.array([0.65, 0.6, 0.5], np.float32)
         return Upload(upload.name, upload.data, encode_png(photo.astype(np.uint8)))
 
     report = inspected(workspace, "dark", darker(made(201)))
