@@ -18,7 +18,7 @@ from refdiff.agent.context import AgentContext
 from refdiff.agent.report.artefacts import ARTEFACTS
 from refdiff.agent.report.drawing import Drawing
 from refdiff.agent.report.schema import Artefacts, DefectReport
-from refdiff.agent.report.values import Values
+from refdiff.agent.report.values import Colours, Values
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_chain import ARTEFACTS as FILES
 from refdiff.memory.audit_chain import DIFFERENCE
@@ -31,6 +31,7 @@ from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import How, Reading
+from refdiff.tools.vision.registration import warp_reference
 from refdiff.tools.workspace import Workspace
 
 _DRAWN_BYTES = 256 << 20  # of files that were drawn later, in the cache folder
@@ -194,7 +195,12 @@ def _drawn_of(
     planes = method_of(workspace, report.product).planes(query, golden, kept)
     if look is None or planes is None or golden.values is None:
         return Drawing(report, query.picture, golden.picture, kept, examples)
-    values = Values(look, planes.query, planes.reference, planes.signed, planes.own, query.visible, planes.shaded)
+    colour = None
+    if kept.colour is not None and query.visible is not None and golden.visible is not None:
+        there = warp_reference(golden.visible, kept.matrix, query.visible.shape[:2])[0]
+        colour = Colours(query.visible, there, kept.colour, kept.threshold)
+    beside = query.visible if colour is None else None
+    values = Values(look, planes.query, planes.reference, planes.signed, planes.own, beside, planes.shaded, colour)
     if planes.shaded:
         return Drawing(report, query.picture, golden.picture, kept, examples, values)
     ours, golden_shown = (coloured(v, look.span, look.palette) for v in (planes.query, golden.values))

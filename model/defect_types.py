@@ -20,7 +20,12 @@ DifferenceType = Literal[
 DefectType = Literal[DifferenceType, "unknown_anomaly"]
 
 # What a measurement, and no network, says of a place: a product's kind brings these. No model is asked for them.
-MeasuredType = Literal["hot_spot", "cold_spot", "high_spot", "low_spot", "extra_material", "missing_material"]
+MeasuredType = Literal[
+    "hot_spot", "cold_spot", "high_spot", "low_spot", "extra_material", "missing_material", "colour_change"
+]
+COLOUR_CHANGE: MeasuredType = (
+    "colour_change"  # of a height map with a colour photo: its colour differs, its height does not
+)
 
 BOARD_TYPES: tuple[BoardType, ...] = get_args(BoardType)  # in the order of DeepPCB's ids 1..6
 # What the difference network tells apart. The order is part of the weights: never reorder.

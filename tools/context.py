@@ -7,6 +7,7 @@ import math
 import shlex
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from propcache.api import cached_property
@@ -37,6 +38,7 @@ from refdiff.tools.framing.photos import alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.colour import as_one
 from refdiff.tools.inspection.comparison import compare_with, similarities
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
@@ -190,7 +192,7 @@ class ToolContext:
         outlines, rules = [r.extent.outline for r in canonical.regions], How.of(self.judged_by).rules
         return KeptDifference(
             difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset, rules,
-            difference.fit,
+            difference.fit, difference.colour_map, difference.thresholds[0],
         )  # fmt: skip
 
     @property
@@ -239,7 +241,8 @@ class ToolContext:
                 )
         hits = similarities(self.workspace, self.query, capture.sha256, self.features, goldens)
         hits.sort(key=lambda hit: hit.similarity, reverse=True)
-        return compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
+        found = compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
+        return replace(found, difference=as_one(found.difference, self.canonical.calibration))
 
     def nearest_of(self, scored: ScoreEvidence) -> tuple[Golden, Alignment]:
         """The nearest of the goldens that a score compared the photo with, and how it is registered."""

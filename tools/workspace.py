@@ -71,6 +71,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
         # by photo, then by frame: the golden that the photo was registered to, and how that lies on it
         self._poses: LRUCache[str, dict[str, tuple[GoldenPlace, Alignment]]] = LRUCache(_ALIGNMENTS_KEPT)
+        self._in_colour = False
         self._bank: GoldenBank | None = None
         self._bank_lock = threading.Lock()
 
@@ -143,6 +144,18 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         exact.model_settings = self.model_settings.model_copy(update={"number_format": "float32"})
         exact._fitted = LRUCache(_NETWORKS_KEPT)
         return exact
+
+    @cached_property
+    def in_colour(self) -> Workspace:
+        """The same stores, whose pictures of height maps are their colour photos: what networks compare of them. Poses and
+        frames are those of the heights: they are shared, and nothing is registered by colour."""
+        _ = self.encoder, self.features, self.pictures, self.bank  # opened once, and shared
+        colour = copy.copy(self)
+        colour._in_colour = True
+        colour._views = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
+        colour._alignments = LRUCache(_ALIGNMENTS_KEPT)
+        colour._warped = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
+        return colour
 
     def outdated(self, networks: ProductNetworks) -> str:
         """Why networks of a product are not in use; "" if they are."""
@@ -231,7 +244,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def how(self, product: str) -> How:
         """How the files of a product are read."""
-        how = How.of(self.stores.products.get(product))
+        how = replace(How.of(self.stores.products.get(product)), in_colour=self._in_colour)
         if isinstance(reader_of(how.kind), PlacingReader):
             return replace(how, anchor=self.stores.frames.main_anchor(product))
         return how
@@ -302,6 +315,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
     def cache_key(self, sha256: str, product: str) -> tuple[str, bool]:
         """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
         how = self.how(product)
+        if how.in_colour:  # photos of 8 bits: no window shows them otherwise
+            return f"{sha256}-colour", True
         # deep images depend on the window, which is the product's: they stay in memory only
         return (f"{sha256}-{how.window}{how.rules}{how.anchor}", False) if how.window else (sha256, True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from propcache.api import cached_property
 
@@ -17,6 +17,7 @@ from refdiff.agent.report.html import PagePictures, render_html
 from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.report.values import Values
+from refdiff.model.defect_types import COLOUR_CHANGE
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.vision.regions import map_size, on_map
@@ -52,7 +53,18 @@ class Drawing:
     def crops(self, finding: Finding) -> pictures.CropPair:
         """The surroundings of a finding in photo and reference."""
         at = finding.location
-        return pictures.crops(self.query, self.registered, (at.x0, at.y0, at.x1, at.y1))
+        box = at.x0, at.y0, at.x1, at.y1
+        shown = pictures.crops(self.query, self.registered, box)
+        if self.values is None or self.values.colour is None:
+            return shown
+        colour = pictures.crops(self.values.colour.query, self.values.colour.reference, box)
+        query, reference = values.above(shown.query, colour.query), values.above(shown.reference, colour.reference)
+        return replace(shown, query=query, reference=reference)
+
+    @property
+    def _measured(self) -> list[Finding]:
+        """The findings that are marked with what was measured there: not those of colour alone."""
+        return [f for f in self.report.findings if f.type != COLOUR_CHANGE]
 
     def file(self, name: str) -> bytes:
         """The file of that name of `Artefacts`."""
@@ -72,7 +84,10 @@ class Drawing:
         if self.values is not None:
             drawn = pictures.overlay(self.query, findings, kept.outlines or ())
             factor = pictures.display_scale(*self.query.shape[:2])
-            return values.overlay(self.values, drawn, findings, factor)
+            measured = values.overlay(self.values, drawn, self._measured, factor)
+            if (colour := self.values.colour) is None:
+                return measured
+            return values.above(measured, pictures.overlay(colour.query, findings, kept.outlines or ()))
         if kept.outlines is None:
             return pictures.overlay(self.query, findings, anomaly_map=kept.anomaly_map, threshold=kept.threshold)
         return pictures.overlay(self.query, findings, kept.outlines, components=self.report.components)
@@ -80,13 +95,15 @@ class Drawing:
     @cached_property
     def _heatmap(self) -> RgbImage:
         if self.values is not None:
-            return values.difference(self.values, self.kept.threshold, self.report.unit)
+            return values.difference(
+                self.values, self.kept.threshold * self.kept.mm, self.report.unit or self.values.look.unit
+            )
         return pictures.heatmap(self.query, self.kept.anomaly_map, self.kept.threshold)
 
     @cached_property
     def _side_by_side(self) -> RgbImage:
         if self.values is not None:
-            return values.side_by_side(self.values, self.report.findings, registered=self.report.alignment.ok)
+            return values.side_by_side(self.values, self._measured, registered=self.report.alignment.ok)
         return pictures.side_by_side(self.reference, self.query, registered=self.report.alignment.ok)
 
     def _page(self) -> bytes:

@@ -146,6 +146,7 @@ class Finding(_Model):
     expected: Expected | None = Field(default=None, exclude_if=_nothing)  # only of what is missing
     # what the product's kind measures besides; the first is what limits and summaries speak of
     quantities: list[Quantity] = Field(default=[], exclude_if=_nothing)
+    found_in: list[str] = Field(default=[], exclude_if=_nothing)  # "height", "colour" or both, where both are compared
 
 
 class ComponentCount(_Model):

@@ -24,6 +24,17 @@ _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # of ticks, times a power of ten
 
 
 @dataclass(frozen=True)
+class Colours:
+    """The colour photos of a height map and its reference (registered), (H, W, 3) on the px of the part, and what the colour
+    adds to the anomaly map, (H, W). threshold: of that."""
+
+    query: RgbImage
+    reference: RgbImage
+    anomaly_map: F32
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Values:
     """What a part and its reference measure, on the pixels of the part; NaN where nothing is known.
 
@@ -38,6 +49,7 @@ class Values:
     against_own: F32 | None
     visible: RgbImage | None = None
     mark_difference: bool = False  # findings are marked with their difference, not with what was measured
+    colour: Colours | None = None  # of a height map that was compared in colour, too
 
 
 def with_bar(picture: RgbImage, look: Look) -> RgbImage:
@@ -73,7 +85,10 @@ def side_by_side(values: Values, findings: Sequence[Finding], *, registered: boo
         wide = max(1, round(values.visible.shape[1] * tall / values.visible.shape[0]))
         small = np.asarray(cv2.resize(values.visible, (wide, tall), interpolation=cv2.INTER_AREA), np.uint8)
         panels.append(_fitted(pictures.titled(small, "Visible photo (as the camera framed it)"), height))
-    return _row(panels)
+    if values.colour is None:
+        return _row(panels)
+    photos = pictures.side_by_side(values.colour.reference, values.colour.query, "Part", registered=registered)
+    return above(_row(panels), photos)
 
 
 def difference(values: Values, threshold: float, unit: str) -> RgbImage:
@@ -91,7 +106,10 @@ def difference(values: Values, threshold: float, unit: str) -> RgbImage:
     panels.append(_bar(panels[0].shape[0], (-reach, reach), unit, table(DIVERGING)))
     if values.against_own is None:
         panels.append(_histogram(values.against_reference, reach, unit, panels[0].shape[0]))
-    return _row(panels)
+    if (colour := values.colour) is None:
+        return _row(panels)
+    shown = pictures.heatmap(colour.query, colour.anomaly_map, colour.threshold)
+    return above(_row(panels), pictures.titled(shown, "Difference of the colour photo"))
 
 
 def _histogram(signed: F32, reach: float, unit: str, height: int) -> RgbImage:
@@ -196,6 +214,14 @@ def _fitted(picture: RgbImage, height: int) -> RgbImage:
 
 def _beside(left: RgbImage, right: RgbImage) -> RgbImage:
     return np.concatenate([left, _fitted(right, left.shape[0])], axis=1)
+
+
+def above(upper: RgbImage, lower: RgbImage) -> RgbImage:
+    """Two pictures (H, W, 3), one above the other."""
+    wide = max(upper.shape[1], lower.shape[1])
+    both = [np.pad(p, ((0, 0), (0, wide - p.shape[1]), (0, 0)), constant_values=255) for p in (upper, lower)]
+    gap = np.full((max(6, wide // 80), wide, 3), 255, np.uint8)
+    return np.concatenate([both[0], gap, both[1]])
 
 
 def _row(panels: Sequence[RgbImage]) -> RgbImage:

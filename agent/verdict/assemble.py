@@ -42,6 +42,7 @@ from refdiff.model.images import Box
 from refdiff.tools.context import ToolContext, measure_evidence
 from refdiff.tools.evidence import Evidence, MeasureEvidence, MeasureNumbers, ScoreEvidence, SimilarEvidence
 from refdiff.tools.inspection.calibration import requested_alpha, score_threshold
+from refdiff.tools.inspection.colour import FOUND_IN_COLOUR
 from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult
 from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.vision.regions import MAX_REGIONS, place_name
@@ -193,6 +194,7 @@ def _rate(spec: ProductSpec, result: RegionResult, kind: str) -> Rated:
         zones=result.zones,
         places=result.places,
         quantities={q.name: q.value for q in result.described.quantities},
+        in_colour=FOUND_IN_COLOUR in result.described.found_in,
     )
 
 
@@ -205,9 +207,10 @@ def _finding(
     named: NamedAs | None,
     numbers: MeasureNumbers,
     measure_id: str,
+    unit: str,
 ) -> Finding:
     """by_llm: the claim, if there is one, is a model's. named: what people call defects like it. numbers: of its
-    measurement, the evidence of that id."""
+    measurement, the evidence of that id. unit: of the anomaly map."""
     result, rated, m = region.result, region.rated, region.result.measurement
     claim = region.claim if by_llm else None
     kind, quantities = _type_of(result, claim), list(result.described.quantities)
@@ -217,7 +220,8 @@ def _finding(
     length = with_unit("_mm", m.length_mm) if m.length_mm is not None else with_unit("_px", m.length_px)
     first = f"{quantities[0].said}, " if quantities else ""
     plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
-    unit = f" {quantities[0].unit}" if quantities else ""
+    where = list(result.described.found_in)
+    unit = f" {unit}" if unit else ""
     measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
     return Finding(
@@ -242,6 +246,7 @@ def _finding(
         within_limits=rated.within,
         zone=", ".join(result.places) or None,
         quantities=quantities,
+        found_in=where,
         reported_by="llm" if claim else "system",
     )
 
@@ -370,7 +375,8 @@ def assemble(
             dropped.append(f"severity {claim.severity} of {claim.region}: by the specification it is {rated.severity}")
         numbers = _measured(evidence, measure_id)
         named = _named(similar)
-        findings.append(_finding(number, region, by_llm, cited, canonical.threshold, named, numbers, measure_id))
+        threshold, unit = canonical.threshold, tools.unit
+        findings.append(_finding(number, region, by_llm, cited, threshold, named, numbers, measure_id, unit))
     matched = [r.claim for r in regions]
     dropped += [
         f"finding at {c.region}: not a region of the comparison with the nearest goldens"

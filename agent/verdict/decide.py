@@ -69,16 +69,20 @@ def rate_finding(
     zones: list[str],
     places: Sequence[str] = (),
     quantities: Mapping[str, float] | None = None,
+    in_colour: bool = False,
 ) -> Rated:
     """Severity and acceptance from the specification: critical zones first, then the first limit that fits.
 
     zones: critical ones that it touches; places: all that limits may be about. quantities: what the product's kind measures.
+    in_colour: of a height map, its colour differs, too or alone: a limit of its height accepts nothing then.
     """
     if zones:
         return Rated(Severity.CRITICAL, False, True, f"lies in critical zone {', '.join(zones)}")
     exceeded: list[_Size] = []
     for limit in spec.limits:
         if limit.type not in ("any", type) or limit.zone not in (None, *places):
+            continue
+        if in_colour and limit.of_height and not (limit.reject and "deviation_mm" in (quantities or {})):
             continue
         sizes = _sizes(limit, length_mm, width_mm, length_px, area_px) + _measured(limit, quantities or {})
         over = [s for s in sizes if s.value is not None and s.value > s.maximum]

@@ -16,6 +16,7 @@ from refdiff.memory.journals.batches import Batch, LeftOut
 from refdiff.memory.journals.jobs import BATCH
 from refdiff.model.errors import BusyError, InputError, RefDiffError
 from refdiff.model.files import outage
+from refdiff.tools.golden_samples.colour_pairs import height_maps
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, left_out
 from refdiff.tools.workspace import Workspace
 
@@ -124,20 +125,26 @@ def _to_the_end(parts: Iterator[BatchPart | LeftOut], source: str) -> Iterator[B
         yield LeftOut(source, f"what follows cannot be read: {e}")
 
 
-def parts_of(path: Path, product: str | None = None, more: Collection[str] = ()) -> Iterator[BatchPart | LeftOut]:
+def parts_of(
+    path: Path, product: str | None = None, more: Collection[str] = (), in_colour: bool = False
+) -> Iterator[BatchPart | LeftOut]:
     """The parts of a folder of photos, or of a CSV file.
 
     A photo's name without suffix is the id of its part. The file has a header with `part`, and `image` (relative to the
     file; none: the part's newest photo), `product` and `scale_mm_per_px` if wanted. product: where a part names none.
-    more: suffixes of files in folders that are tried besides images. Raises InputError.
+    more: suffixes of files in folders that are tried besides images. in_colour: they are height maps, each with a colour
+    photo, see `colour_pairs`. Raises InputError.
     """
-    return _in_folder(path, product, more) if path.is_dir() else _in_file(path, product)
+    return _in_folder(path, product, more, in_colour) if path.is_dir() else _in_file(path, product)
 
 
-def _in_folder(folder: Path, product: str | None, more: Collection[str]) -> Iterator[BatchPart | LeftOut]:
+def _in_folder(
+    folder: Path, product: str | None, more: Collection[str], in_colour: bool
+) -> Iterator[BatchPart | LeftOut]:
     refused: list[Refusal] = []
     others: list[Path] = []
-    for photo in find_images([folder], refused, others, more=more):
+    found = find_images([folder], refused, others, more=more)
+    for photo in height_maps(found) if in_colour else found:
         if isinstance(photo, Path):
             yield BatchPart(photo.relative_to(folder).as_posix(), photo.stem, product, photo)
     yield from (LeftOut(str(one.path), one.reason) for one in refused)

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, update
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
-from refdiff.memory.rows.calibrations import Calibration, MarksFound, packed_components, unpacked_components
+from refdiff.memory.rows.calibrations import Calibration, MarksFound, OfMap, packed_components, unpacked_components
 from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.timestamps import to_utc
 from refdiff.model.errors import RefDiffError
@@ -91,6 +91,8 @@ def _extra(c: Calibration) -> str:
         more["unregistered"] = c.unregistered
     if c.edges:
         more["edges"] = c.edges
+    if c.maps:
+        more["maps"] = [asdict(m) for m in c.maps]
     if c.marks:
         more["marks"] = [asdict(m) for m in c.marks]
     return json.dumps(more, allow_nan=False)
@@ -116,6 +118,7 @@ def _calibration(row: Row[Any]) -> Calibration:
         per_miscount=extra.get("per_miscount", 0.0),
         unregistered=extra.get("unregistered"),
         edges=extra.get("edges", []),
+        maps=[OfMap(**m) for m in extra.get("maps", [])],
         # earlier versions kept p-values of marks: they are drawn anew when asked for
         marks=[MarksFound(**m) for m in extra.get("marks", []) if "scores" in m],
     )

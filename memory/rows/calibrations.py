@@ -35,6 +35,15 @@ class Component:
 
 
 @dataclass(frozen=True)
+class OfMap:
+    """What good parts show in one of two maps (height and colour) that are scored together."""
+
+    middle: float  # median of their image scores
+    spread: float  # > 0, robust standard deviation of these
+    threshold: float  # > 0, of the map, above which a place is a region
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What the good samples of a product score against each other. A part is what one or several goldens show."""
 
@@ -59,6 +68,7 @@ class Calibration:
     unregistered: list[str] | None = None
     # edge correlation -1..1 of each part with the other that it fits best, sorted; empty if measured by earlier versions
     edges: list[float] = field(default_factory=list)
+    maps: list[OfMap] = field(default_factory=list)  # of height and colour, where both are scored; else empty
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refdiff.model.images import F32, Mask
+from refdiff.model.images import F32, Mask, RgbImage
 
 ShapeName = Literal["bracket", "dome", "steps", "housing", "wheel"]
 SHAPES: tuple[ShapeName, ...] = get_args(ShapeName)
@@ -72,12 +72,27 @@ class Defect:
 
 
 @dataclass(frozen=True)
+class Stain:
+    """Paint on a part, without any height. x, y: its middle, mm on the part. radius_mm: at half its strength. colour: its
+    red, green and blue, 0..1."""
+
+    x: float
+    y: float
+    radius_mm: float
+    colour: tuple[float, float, float] = (0.35, 0.12, 0.08)
+
+
+@dataclass(frozen=True)
 class RenderedHeight:
-    """mm: (H, W) float32, as the sensor gives it, NaN in holes. truth: (H, W) mm that the defect adds, 0 elsewhere."""
+    """mm: (H, W) float32, as the sensor gives it, NaN in holes. truth: (H, W) mm that the defect adds, 0 elsewhere. u, v:
+    (H, W) mm, the place on the part that each px shows. good: (H, W) mm, the part above its table without the defect."""
 
     mm: F32
     truth: F32
     defect: Defect | None
+    u: F64
+    v: F64
+    good: F64
 
     @property
     def mask(self) -> Mask:
@@ -225,7 +240,29 @@ class SolidPart:
             steep = np.hypot(*np.gradient(z, mm_per_px)) > 3
             lost = (speck > np.quantile(speck, 0.992)) | (steep & (rng.random(mm.shape) < 0.4))
             mm[lost] = np.nan
-        return RenderedHeight(mm.astype(np.float32), truth, defect)
+        return RenderedHeight(mm.astype(np.float32), truth, defect, u, v, good)
+
+    def stain(self, rng: np.random.Generator) -> Stain:
+        """One of 2 to 5 mm, anywhere on the part."""
+        there = self.defect("dent", rng)
+        return Stain(there.x, there.y, float(rng.uniform(2, 5)))
+
+    def colour_photo(self, of: RenderedHeight, rng: np.random.Generator, stain: Stain | None = None) -> RgbImage:
+        """(H, W, 3), the colour photo of a height map on the same px: painted steps with a grain and a print that the part
+        keeps, a dark table, and the exposure and noise of this photo. It knows no holes and nothing of a defect's height."""
+        u, v, z = of.u, of.v, of.good
+        on_part = _soft(1.0 - z)[..., None]  # 1 where the part is, 0 on the table
+        level = np.clip(z / 25.0, 0, 1)[..., None]
+        paint = (1 - level) * np.array([0.32, 0.42, 0.52]) + level * np.array([0.78, 0.74, 0.62])
+        grain = 0.03 * np.sin(1.9 * u + 0.3 * v) * np.sin(0.5 * u - 1.3 * v)
+        printed = _soft(np.abs(np.hypot(u + 12, v - 6) - 9) - 0.8)[..., None]
+        shown = (paint + grain[..., None]) * (1 - 0.7 * printed) + 0.7 * printed * np.array([0.1, 0.1, 0.35])
+        if stain is not None:
+            there = np.exp(-np.log(2) * (np.hypot(u - stain.x, v - stain.y) / stain.radius_mm) ** 4)[..., None]
+            shown = (1 - there) * shown + there * np.array(stain.colour)
+        shown = on_part * shown + (1 - on_part) * 0.12
+        shown = shown * rng.normal(1.0, 0.015) + rng.normal(0, 0.008, shown.shape)
+        return np.asarray(np.clip(shown * 255, 0, 255).round(), np.uint8)
 
     def cloud(
         self,

@@ -69,6 +69,7 @@ def inspect_batch(
     chosen = settings()
     from refdiff.agent.work.batches import fill, parts_of
     from refdiff.model.errors import InputError
+    from refdiff.tools.kinds.depth import states_colour
     from refdiff.tools.kinds.readers import reader_of
     from refdiff.tools.workspace import Workspace
 
@@ -87,9 +88,10 @@ def inspect_batch(
                     workspace.stores.batches.stop(batch_id, chosen.server.user)
 
             more = reader_of(workspace.kind(product)).suffixes if product else ()
+            in_colour = bool(product) and states_colour(workspace.how(str(product)))
             found = fill(
-                workspace, clean(str(source)), parts_of(source, product, more), by=chosen.server.user, judge=judge,
-                in_order=in_order, moved=moved,
+                workspace, clean(str(source)), parts_of(source, product, more, in_colour), by=chosen.server.user,
+                judge=judge, in_order=in_order, moved=moved,
             )  # fmt: skip
         with open_stores() as stores:
             if not found.accepted:

@@ -69,7 +69,8 @@ def enroll(
     A product's files are photos, or of the --kind that is said with its first golden sample. Thermal files (FLIR radiometric
     JPEG, radiometric TIFF, CSV) are compared in kelvin, height maps (depth: organised xyz TIFF, 16-bit or float TIFF, 16-bit
     PNG) and point clouds (cloud: PLY, PCD, STL, XYZ) in mm; what a number in a file means is stated first, with `refdiff
-    product set`.
+    product set`. Where that says `depth: colour`, each height map comes with a colour photo of the same raster: part.tiff
+    and part.png, or xyz/part.tiff and rgb/part.png.
     """
     from refdiff.tools.golden_samples.enroll import enroll as enroll_files
     from refdiff.tools.golden_samples.fit import is_due

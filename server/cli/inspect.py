@@ -14,6 +14,7 @@ from refdiff.server.cli.copies import check_targets, copy_artefacts
 from refdiff.server.cli.invocation import open_stores, open_workspace, settings
 from refdiff.server.cli.options import (
     AlphaRate,
+    Colour,
     Conditions,
     Html,
     Json,
@@ -29,7 +30,7 @@ from refdiff.server.cli.options import (
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:
-    pass
+    from refdiff.tools.golden_samples.photos import Upload
 
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "REVIEW": 2}
 
@@ -45,6 +46,7 @@ class Options:
     product: str | None
     scale_mm_per_px: float | None
     condition: list[str] | None
+    colour: Path | None
     references: int | None
     alpha: float | None
     html: Path | None
@@ -69,6 +71,7 @@ def capture(
     product: ProductName,
     scale_mm_per_px: ScaleMm = None,
     condition: Conditions = None,
+    colour: Colour = None,
     _json: Json = False,
 ) -> None:
     """Record the photo of one part. A part photographed again keeps both photos; the newest is inspected."""
@@ -77,7 +80,7 @@ def capture(
     with open_stores() as stores:
         known = [p.name for p in stores.products.list()]
         taken = record_capture(
-            stores, part, product, image, scale_mm_per_px=scale_mm_per_px, settings=settings().model,
+            stores, part, product, _with_colour(image, colour), scale_mm_per_px=scale_mm_per_px, settings=settings().model,
             conditions=conditions_of(condition),
         )  # fmt: skip
     if taken.product not in known:
@@ -92,6 +95,7 @@ def inspect(
     product: MaybeProduct = None,
     scale_mm_per_px: ScaleMm = None,
     condition: Conditions = None,
+    colour: Colour = None,
     references: References = None,
     alpha: AlphaRate = None,
     html: Html = None,
@@ -102,7 +106,9 @@ def inspect(
 
     Exit code: 0 PASS, 1 FAIL, 2 REVIEW.
     """
-    _inspect("", part, Options(image, product, scale_mm_per_px, condition or None, references, alpha, html, out))
+    _inspect(
+        "", part, Options(image, product, scale_mm_per_px, condition or None, colour, references, alpha, html, out)
+    )
 
 
 def ask(
@@ -117,6 +123,7 @@ def ask(
     ] = None,
     scale_mm_per_px: ScaleMm = None,
     condition: Conditions = None,
+    colour: Colour = None,
     references: References = None,
     alpha: AlphaRate = None,
     html: Html = None,
@@ -135,7 +142,7 @@ def ask(
     text = clean(text).strip()
     if not text:
         raise InputError('the question is empty; try: refdiff ask "inspect part #4412"')
-    options = Options(image, product, scale_mm_per_px, condition or None, references, alpha, html, out)
+    options = Options(image, product, scale_mm_per_px, condition or None, colour, references, alpha, html, out)
     if about is not None:
         given = {"part": part, **vars(options)}
         if extra := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
@@ -158,6 +165,13 @@ def ask(
     emit({"answer": reply, "verdict": None}, output.printable(reply))
 
 
+def _with_colour(image: Path, colour: Path | None) -> Path | Upload:
+    """The file, with the colour photo that was named with it."""
+    from refdiff.tools.golden_samples.colour_pairs import with_its_photo
+
+    return image if colour is None else with_its_photo(image, settings().model, colour)
+
+
 def _answer_about(inspection_id: str, text: str) -> None:
     from refdiff.agent.inspector import Inspector
 
@@ -175,6 +189,8 @@ def _inspect(text: str, part: str, options: Options) -> None:
         raise typer.BadParameter("the scale of a photo; give --image too.", param_hint="--scale-mm-per-px")
     if options.image is None and options.condition is not None:
         raise typer.BadParameter("stated with a file; give --image too.", param_hint="--condition")
+    if options.image is None and options.colour is not None:
+        raise typer.BadParameter("the colour photo of a height map; give that with --image.", param_hint="--colour")
     check_targets(options.html, options.out)  # a mistyped folder must not cost an inspection
     from refdiff.memory.rows.captures import normalise_part_id
 
@@ -185,7 +201,8 @@ def _inspect(text: str, part: str, options: Options) -> None:
 
     with open_workspace(references=options.references, alpha=options.alpha) as workspace:
         request = prepare(
-            workspace, part_id, text, requested_by=settings().server.user, product=product, photo=options.image,
+            workspace, part_id, text, requested_by=settings().server.user, product=product,
+            photo=options.image and _with_colour(options.image, options.colour),
             scale_mm_per_px=options.scale_mm_per_px, conditions=conditions_of(options.condition),
         )  # fmt: skip
         with (

@@ -63,6 +63,17 @@ Conditions = Annotated[
 ]
 
 
+Colour = Annotated[
+    Path | None,
+    typer.Option(
+        "--colour",
+        metavar="FILE",
+        help="Colour photo of a height map, of the same raster, of a product that states `depth: colour`; default: the file "
+        "of its name beside it, or in the folder rgb.",
+    ),
+]
+
+
 def conditions_of(given: list[str] | None) -> dict[str, float]:
     """The conditions that were given, by name."""
     try:

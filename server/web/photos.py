@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Query, Request, Response
@@ -36,6 +37,11 @@ async def read_upload(file: UploadFile, service: InspectionService) -> Upload:
     data = await file.read(limit + 1)
     check_size(len(data), limit)
     return Upload(file.filename or "upload", data)
+
+
+async def with_colour(photo: Upload, colour: UploadFile | None, service: InspectionService) -> Upload:
+    """A height map with the colour photo that came with it. Raises as `read_upload`."""
+    return photo if colour is None else replace(photo, colour=(await read_upload(colour, service)).data)
 
 
 def image_response(data: bytes) -> Response:

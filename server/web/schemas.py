@@ -29,12 +29,16 @@ KEY_LASTS = timedelta(days=1)  # a caller's Idempotency-Key
 CONDITIONS = "Stated with the file, where the product's kind has any: `emissivity=0.95, reflected_c=21` (thermal)"
 
 
+COLOUR = "The colour photo of a height map, of the same raster, of a product that states `depth: colour`"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class InspectionRequestBody(_Strict):
-    """An inspection request. In multipart/form-data the photo is the field `image`."""
+    """An inspection request. In multipart/form-data the photo is the field `image`, and the colour photo of a height map the
+    field `colour`."""
 
     text: str = Field(default="", max_length=20_000, description="The request in plain words; may name the part")
     part_id: str | None = Field(default=None, max_length=200)

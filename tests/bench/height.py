@@ -3,7 +3,7 @@
 Rendered parts of five shapes (`model/synthesis/height.py`), each shape a product: golden samples are enrolled and
 calibrated, then good parts and parts with a defect (bulge, dent, hole, missing piece, warp; 0.5 to 3 % of the size)
 are inspected by the script, turned any way, some of them partly missing. The same seed draws the same parts.
---kind depth or cloud.
+--kind depth or cloud. --colour: height maps with colour photos; every other defect is a stain without height then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from sklearn.metrics import roc_auc_score
 from refdiff.agent.verdict.assemble import complete_evidence, conclude_without_reading
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.cloud.readers import read_cloud
+from refdiff.model.height.colour_file import with_colour
 from refdiff.model.height.plane import fit_plane, height_of
+from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import (
     DEFECTS,
@@ -35,6 +37,7 @@ from refdiff.model.synthesis.height import (
     RenderedHeight,
     ShapeName,
     SolidPart,
+    Stain,
     depth_png,
     ply,
 )
@@ -52,14 +55,17 @@ RULES: dict[str, dict[str, Any]] = {
     "cloud": {"unit_mm": 1},
 }
 DENSE = 600_000  # points of the surface without its defect, which is the truth
+STAINED = "stain"
 PARTIAL = 0.1  # of a part that is missing in every third part
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a part. error, stated: of its deviation in mm; None where its defect is in no finding."""
+    """What came of a part. found: whether its defect is in a finding. error, stated: of its deviation in mm; None where it
+    was not found, and of stains."""
 
     defect: str | None
+    found: bool
     partial: bool
     score: float
     verdict: str
@@ -70,7 +76,9 @@ class Found:
     points: int
 
 
-def opened(home: Path, kind: str, product: str, uploads: Callable[[], list[Upload]], goldens: int) -> Workspace:
+def opened(
+    home: Path, kind: str, product: str, uploads: Callable[[], list[Upload]], goldens: int, colour: bool
+) -> Workspace:
     """A workspace with a calibrated product; one that is there from an earlier call is taken as it is."""
     workspace = Workspace.open(
         MemorySettings(home=home, qdrant_url=None), ModelSettings(cache=home / "cache"), ToolsSettings()
@@ -80,7 +88,9 @@ def opened(home: Path, kind: str, product: str, uploads: Callable[[], list[Uploa
         if workspace.stores.calibrations.latest(product) is None:
             calibrate(workspace, product)
         return workspace
-    spec = {kind: RULES[kind], "scale_mm_per_px": 0.5} if kind == "depth" else {kind: RULES[kind]}
+    spec: dict[str, Any] = {kind: RULES[kind] | ({"colour": True} if colour else {})}
+    if kind == "depth":
+        spec["scale_mm_per_px"] = 0.5
     workspace.stores.products.set_spec(product, parse_spec(spec).model_dump(mode="json"), spec.get("scale_mm_per_px"))
     result = enroll(workspace, product, uploads(), kind=kind)
     for refusal in result.refused:
@@ -103,18 +113,32 @@ def of_height(part: RenderedHeight, tools: ToolContext) -> tuple[float | None, f
     """Point AUROC, error of the deviation and its stated uncertainty."""
     if part.defect is None:
         return None, None, None
-    deviation = tools.canonical.comparison.difference.anomaly_map
+    difference = tools.canonical.comparison.difference
+    assert difference.height is not None
+    deviation = difference.height.deviation
     measured = np.isfinite(part.mm)
     point = roc_auc_score(part.mask[measured], deviation[measured]) if part.mask[measured].any() else None
     truth = part.truth - height_of(fit_plane(part.truth, "plane"), part.truth.shape)
     for region in tools.canonical.regions:
         x0, y0, x1, y1 = region.measurement.box
         there = part.mask[y0:y1, x0:x1] & region.measurement.mask
-        if there.any():
-            quantity = region.described.quantities[0]
+        if there.any() and (quantity := region.described.quantities[0]).name == "deviation_mm":
             real = truth[y0:y1, x0:x1][region.measurement.mask]
             return point, quantity.value - float(real[np.abs(real).argmax()]), quantity.uncertainty
     return point, None, None
+
+
+def of_stain(part: RenderedHeight, stain: Stain, tools: ToolContext) -> tuple[float, bool]:
+    """Point AUROC of the colour's map, and whether the stain is in a finding of colour."""
+    mask = np.hypot(part.u - stain.x, part.v - stain.y) < stain.radius_mm
+    found = False
+    for region in tools.canonical.regions:
+        x0, y0, x1, y1 = region.measurement.box
+        there = mask[y0:y1, x0:x1] & region.measurement.mask
+        found |= bool(there.any()) and "colour" in region.described.found_in
+    colour = tools.canonical.comparison.difference.colour
+    assert colour is not None
+    return float(roc_auc_score(mask.ravel(), colour.found.anomaly_map.ravel())), found
 
 
 def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[float | None, float | None, float | None]:
@@ -161,14 +185,22 @@ def of_cloud(part: RenderedCloud, data: bytes, tools: ToolContext) -> tuple[floa
 
 
 def made(
-    kind: str, part: SolidPart, seed: tuple[int, ...], points: tuple[int, int], defect: str | None, partial: float
+    kind: str,
+    part: SolidPart,
+    seed: tuple[int, ...],
+    points: tuple[int, int],
+    defect: str | None,
+    partial: float,
+    colour: bool = False,
+    stain: Stain | None = None,
 ) -> tuple[Any, bytes]:
-    """A rendered part, and its file. points: of a cloud, at least and at most."""
+    """A rendered part, and its file. points: of a cloud, at least and at most. colour: with its colour photo."""
     rng = np.random.default_rng(seed)
     wrong = part.defect(defect, rng) if defect else None  # type: ignore[arg-type]
     if kind == "depth":
         height = part.height_map(rng, wrong, partial=partial)
-        return height, depth_png(height.mm)
+        data = depth_png(height.mm)
+        return height, with_colour(data, encode_png(part.colour_photo(height, rng, stain))) if colour else data
     size = int(np.exp(rng.uniform(*np.log(points))))
     cloud = part.cloud(rng, size, wrong, partial=partial, dense=DENSE if wrong else 0)
     return cloud, ply(cloud.points)
@@ -183,30 +215,39 @@ def of_shape(
     n: int,
     home: Path | None,
     points: tuple[int, int],
+    colour: bool,
 ) -> list[Found]:
-    """Every other part has a defect, in turns; every third is partly missing."""
+    """Every other part has a defect, in turns; every third is partly missing. colour: every other defect is a stain."""
     part, number, product = SolidPart(shape, seed), SHAPES.index(shape), f"{kind}-{shape}"
     end = "png" if kind == "depth" else "ply"
 
     def good() -> list[Upload]:
-        files = (made(kind, part, (seed, 1, number, i), points, None, 0.0)[1] for i in range(goldens))
+        files = (made(kind, part, (seed, 1, number, i), points, None, 0.0, colour)[1] for i in range(goldens))
         return [Upload(f"{i:02d}.{end}", data) for i, data in enumerate(files)]
 
     found = []
     with (
         contextlib.nullcontext(home) if home else tempfile.TemporaryDirectory() as folder,
-        opened(Path(folder), kind, product, good, goldens) as workspace,
+        opened(Path(folder), kind, product, good, goldens, colour) as workspace,
     ):
         highest = workspace.stores.calibrations.latest(product).scores[-1]
         for i in range(first, first + n):
-            defect = DEFECTS[(i // 2) % len(DEFECTS)] if i % 2 else None
+            defect = DEFECTS[(i // (4 if colour else 2)) % len(DEFECTS)] if i % 2 else None
             partial = PARTIAL if i % 3 == 2 else 0.0
-            rendered, data = made(kind, part, (seed, 2, number, i), points, defect, partial)
+            stain = part.stain(np.random.default_rng((seed, 5, number, i))) if colour and i % 4 == 1 else None
+            defect = None if stain else defect
+            rendered, data = made(kind, part, (seed, 2, number, i), points, defect, partial, colour, stain)
             tools, verdict, seconds = inspected(workspace, product, str(i), Upload(f"{i}.{end}", data))
             point, error, stated = of_height(rendered, tools) if kind == "depth" else of_cloud(rendered, data, tools)
+            seen = error is not None
+            if stain:
+                defect = STAINED
+                point, seen = of_stain(rendered, stain, tools)
             score = tools.canonical.comparison.difference.score
             size = int(np.isfinite(rendered.mm).sum()) if kind == "depth" else len(rendered.points)
-            found.append(Found(defect, bool(partial), score / highest, verdict, point, error, stated, seconds, size))
+            found.append(
+                Found(defect, seen, bool(partial), score / highest, verdict, point, error, stated, seconds, size)
+            )
             print(f"{product} {i} {defect} partial={bool(partial)} points={size} score={score:.3f} (/{highest:.3f}) "
                   f"{verdict} "
                   f"point={point and round(point, 3)} error={error and round(error, 3)} ±{stated and round(stated, 3)} "
@@ -257,7 +298,8 @@ def line(title: str, found: list[Found]) -> str:
     counts = {v: sum(f.verdict == v for f in good) for v in ("FAIL", "REVIEW")}
     seconds = [f.seconds for f in found]
     return (
-        f"| {title} | {auroc:.3f} | {np.mean(points) if points else float('nan'):.3f} | {len(seen)} of {len(bad)} | "
+        f"| {title} | {auroc:.3f} | {np.mean(points) if points else float('nan'):.3f} | "
+        f"{sum(f.found for f in bad)} of {len(bad)} | "
         f"{within} of {len(seen)} | {np.median(errors):.3f}, {np.quantile(errors, 0.9):.3f} mm | ± {stated:.3f} mm | "
         f"{counts['FAIL']}, {counts['REVIEW']} of {len(good)} | {sum(f.verdict == 'PASS' for f in bad)} of {len(bad)} | "
         f"{np.median(seconds):.1f}, {np.max(seconds):.1f} s |"
@@ -277,13 +319,16 @@ def main(
         bool,
         typer.Option("--variants", help="Only whether the nearest golden sample is of the part's own variant, of two."),
     ] = False,
+    colour: Annotated[bool, typer.Option("--colour", help="Height maps with colour photos, and stains.")] = False,
 ) -> None:
+    if colour and (kind != "depth" or variants):
+        raise typer.BadParameter("--colour is of height maps, and not with --variants")
     chosen = [s for s in SHAPES if s in shapes.split(",")]
     if variants:
         for shape in chosen:
             print(retrieved(kind, shape, seed, goldens, n, points), flush=True)
         return
-    found = {shape: of_shape(kind, shape, seed, goldens, first, n, home, points) for shape in chosen}
+    found = {shape: of_shape(kind, shape, seed, goldens, first, n, home, points, colour) for shape in chosen}
     print(
         "| parts | object AUROC | point AUROC | defects found | deviation within its uncertainty | its error, median and "
         "90 % | stated, median | good: FAIL, REVIEW | defect: PASS | seconds, median and most |"
@@ -292,8 +337,9 @@ def main(
     every = [f for those in found.values() for f in those]
     for shape, those in found.items():
         print(line(shape, those))
-    for defect in DEFECTS:
-        print(line(defect, [f for f in every if f.defect == defect]))
+    for defect in (*DEFECTS, STAINED):
+        if of_it := [f for f in every if f.defect == defect]:
+            print(line(defect, of_it))
     print(line("all", every))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"most memory of the process: {most:.1f} GB")

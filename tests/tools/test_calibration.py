@@ -85,6 +85,10 @@ def test_mirrored_photo_scores_above_every_good_part_where_good_parts_register(
     assert found_mirrored == Pose(["the photo fits its golden samples only when mirrored"], mirrored=True)
     assert changed.difference.score == mirrored.difference.score + max(known.scores)
     assert changed.difference.added == max(known.scores)
+    # scores of height and colour together may be below 0: it is above all good parts all the same
+    below = replace(mirrored, difference=replace(mirrored.difference, score=-0.5))
+    lifted = with_pose(flipped, below, many)[0].difference
+    assert (lifted.score, lifted.score - lifted.added) == pytest.approx((max(known.scores), -0.5))
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     _, found = with_pose(noise, compare(workspace, noise, "board"), many)
     assert found == Pose(["the photo registers to none of its golden samples"])

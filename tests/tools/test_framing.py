@@ -34,7 +34,7 @@ from refdiff.tools.inspection.pairs import pair_with
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import align, carried, completed, on_grid, scaling
+from refdiff.tools.vision.registration import OnGrid, align, carried, completed, on_grid, registered, scaling
 from refdiff.tools.workspace import Workspace
 
 SIZE = (160, 200)
@@ -45,11 +45,6 @@ TURNS = (0.0, 4.0, 180.0, 0.0)  # degrees of the goldens of each variant
 def scene(variant: str, instance: int, angle: float = 0.0, *, scale: float = 1.0, **more: Any) -> Scene:
     pose = Pose(angle_deg=angle, scale=scale)
     return render("circuit", VARIANTS[variant], instance, size=SIZE, pose=pose, noise_seed=instance, **more)
-
-
-SAME = align(
-    np.zeros((*SIZE, 3), np.uint8), np.zeros((*SIZE, 3), np.uint8)
-)  # asked for only outside a golden's own frame
 
 
 def opened(root: Path, cache: str = "cache") -> Workspace:
@@ -222,7 +217,9 @@ def drawn_in_frame(workspace: Workspace, golden: Golden) -> tuple[RgbImage, RgbI
     quarter = np.array([[1, 0, size[1] / 4], [0, 1, 0], [0, 0, 1]])
     grid = Grid(size, quarter @ scaling(SIZE, size), place, False, [Tile(0, 0, *size)])
     photo, _ = warped(workspace, scene("a", 30).image, "photo", grid)
-    return GoldenOnGrid(workspace, golden, SAME, grid).on(grid.tiles[0]).picture.image, photo.image
+    matrix = np.linalg.inv(grid.matrix) @ scaling(place.anchor_size, size) @ matrix_of(place)
+    as_it_lies = registered("identity", matrix, 0.0, 1.0, 1.0, place.size)
+    return GoldenOnGrid(workspace, golden, as_it_lies, grid).on(grid.tiles[0]).picture.image, photo.image
 
 
 @pytest.mark.parametrize("how", ["missing", "damaged"])
@@ -352,13 +349,31 @@ def test_golden_sample_goes_on_beyond_its_end_like_the_photo(workspace: Workspac
     workspace.places[golden.golden_id] = replace(place, matrix=tuple(turned.flatten().tolist()))
     size = work_size(place.anchor_size, workspace.model_settings.working_px)
     grid = Grid(size, scaling(place.anchor_size, size), place, False, [Tile(0, 0, *size)])
-    drawn = GoldenOnGrid(workspace, golden, align(scene("a", 0).image, scene("a", 1).image), grid).on(grid.tiles[0])
+    on_anchor = registered("identity", turned, 0.0, 1.0, 1.0, place.size)
+    drawn = GoldenOnGrid(workspace, golden, on_anchor, grid).on(grid.tiles[0])
     shown = workspace.image(place.anchor_sha256, place.product, "golden sample")
     anchor = resize_to(shown, size)
     beyond = cv2.erode((~drawn.picture.covered).astype(np.uint8), np.ones((5, 5))) > 0
     assert beyond.mean() > 0.05
     details = [cv2.Laplacian(image, cv2.CV_32F)[beyond].ravel() for image in (drawn.picture.image, anchor)]
     assert np.corrcoef(*details)[0, 1] > 0.9
+
+
+def test_golden_sample_that_was_registered_otherwise_than_it_lies_in_its_frame_is_drawn_as_it_was_registered(
+    workspace: Workspace,
+) -> None:
+    """As a height map is, whose heights say which way round it lies; where both agree, the frame's drawing is kept."""
+    golden = named(workspace)["a1"]
+    place = place_of(workspace, golden)
+    size = work_size(place.anchor_size, workspace.model_settings.working_px)
+    grid = Grid(size, scaling(place.anchor_size, size), place, False, [Tile(0, 0, *size)])
+    turned = np.vstack([cv2.getRotationMatrix2D((100, 80), 30, 1), [0, 0, 1]])
+    for matrix, lies in ((turned, turned), (matrix_of(place) @ scaling((1000, 1000), (1001, 1000)), matrix_of(place))):
+        found = registered("identity", matrix, 0.0, 1.0, 1.0, place.size)
+        drawn = GoldenOnGrid(workspace, golden, found, grid).on(grid.tiles[0]).picture
+        pixels, covered = OnGrid(workspace.golden_image(golden), grid.matrix @ lies).window(0, 0, *size)
+        assert np.array_equal(drawn.covered, covered)
+        assert np.abs(drawn.image.astype(int) - pixels)[covered].mean() < 0.5
 
 
 def test_what_completes_a_golden_sample_answers_for_no_defect_inside_it(workspace: Workspace) -> None:

@@ -35,6 +35,7 @@ class Content:
     def encode(self) -> bytes:
         """As the part `product.json`."""
         calibration = asdict(self.calibration) | {"components": packed_components(self.calibration.components)}
+        del calibration["maps"]  # of height maps, which are not exported
         document = {
             "product": asdict(self.product),
             "goldens": [asdict(g) for g in self.goldens],

@@ -164,9 +164,8 @@ def golden_tiles(workspace: Workspace, golden: Golden, working_px: int | None = 
     place = place_of(workspace, golden)
     size, tiles = frame_tiles(workspace, place, working_px)
     grid = Grid(size, scaling(place.anchor_size, size), place, False, tiles)
-    back = np.asarray(np.linalg.inv(matrix_of(place)), np.float64)
-    on_itself = registered("identity", back, 0.0, 1.0, 1.0, place.size)
-    there = GoldenOnGrid(workspace, golden, on_itself, grid)
+    on_anchor = registered("identity", matrix_of(place), 0.0, 1.0, 1.0, place.size)
+    there = GoldenOnGrid(workspace, golden, on_anchor, grid)
     return (there.on(tile) for tile in tiles)
 
 
@@ -252,16 +251,21 @@ def _resized(
 
 
 class GoldenOnGrid:
-    """A registered golden on the tiles of a grid: from the cache where that is its own frame."""
+    """A registered golden on the tiles of a grid: from the cache where that is its own frame, and it lies there as it was
+    registered."""
 
     def __init__(self, workspace: Workspace, golden: Golden, on_photo: Alignment, grid: Grid) -> None:
         self._workspace, self._golden, self._grid = workspace, golden, grid
         place = place_of(workspace, golden)
-        self._framed = grid.frame is not None and place.anchor_id == grid.frame.anchor_id
-        if self._framed:
-            self._matrix = scaling(place.anchor_size, grid.size) @ matrix_of(place)
-        else:
-            self._matrix = np.asarray(grid.matrix @ on_photo.matrix, np.float64)
+        in_frame = scaling(place.anchor_size, grid.size) @ matrix_of(place)
+        measured = np.asarray(grid.matrix @ on_photo.matrix, np.float64)
+        # height maps are registered to each golden anew, which may turn a part that looks the same either way
+        self._framed = (
+            grid.frame is not None
+            and place.anchor_id == grid.frame.anchor_id
+            and not _moves(in_frame @ np.linalg.inv(measured), grid.size, _STILL_PHOTO_PX)
+        )
+        self._matrix = in_frame if self._framed else measured
         # in the frame as it is, it was encoded for retrieval
         as_it_is = grid.size == work_size(place.size, workspace.model_settings.working_px)
         plain = self._matrix @ scaling(grid.size, place.size)

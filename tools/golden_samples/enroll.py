@@ -21,10 +21,12 @@ from refdiff.model.errors import ImageError, InputError, UnavailableError, Unkno
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import found_place, place_goldens
+from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_photo
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
 from refdiff.tools.inspection.frame_vectors import golden_vectors
+from refdiff.tools.kinds.depth import states_colour
 from refdiff.tools.kinds.readers import read_arriving, reader_of
 from refdiff.tools.kinds.reading import How, Reading
 from refdiff.tools.workspace import Workspace
@@ -75,12 +77,17 @@ def enroll(
     result = EnrollResult(product)
     with _telling_how_many(result):
         files = list(find_images(paths, result.refused, result.others, more=reader.suffixes))
+        in_colour = states_colour(How.of(workspace.stores.products.get(product), files_are))
+        files = height_maps(files) if in_colour else files
         thumbnails: ThumbnailIndex | None = None
         known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
         for done, source in enumerate(files):
             path = source.path if isinstance(source, Upload) else source
             try:
-                data = reader.join(read_photo(source, workspace.model_settings), stated)
+                if in_colour:
+                    source = with_its_photo(source, workspace.model_settings)
+                colour = source.colour if isinstance(source, Upload) else None
+                data = reader.join(read_photo(source, workspace.model_settings), stated, colour)
                 known = _enrolled(workspace, product, data)
                 if known is not None:
                     result.already_there.append(Refusal(path, _present(known)))

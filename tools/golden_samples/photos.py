@@ -20,8 +20,9 @@ from refdiff.model.wording import few
 class Upload:
     """A photo that arrived as bytes instead of as a file."""
 
-    name: str  # as the sender called it; only ever shown
+    name: str  # as the sender called it; only ever shown, but that height maps and their photos are told by it
     data: bytes
+    colour: bytes | None = None  # the colour photo that came with a height map, where it did
 
     @property
     def path(self) -> Path:
@@ -115,6 +116,8 @@ def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
     """
     if isinstance(path, Upload):
         check_bytes(len(path.data), path.path.name, settings)
+        if path.colour is not None:
+            check_bytes(len(path.colour), f"colour photo of {path.path.name}", settings)
         return path.data
     name = storable(str(path))
     try:

@@ -24,6 +24,7 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
+from refdiff.tools.inspection.colour import joint_scores, maps_of, raw_scores
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
@@ -205,6 +206,7 @@ def _measure(
     scores: list[tuple[float, str]] = []  # with the golden that was measured
     peaks, similarities, levels, edges = [], [], [], []
     looks: list[Look] = []
+    maps: list[list[tuple[float, float]]] = []  # of each part, what its maps say, where there are two
     ignores: list[Mask | None] = []
     loose = 0  # golden samples that do not register to the nearest
     unregistered: list[str] = []  # nor to any other of those they were compared with
@@ -221,6 +223,7 @@ def _measure(
         )
         scores.append((result.difference.score, golden.golden_id))
         peaks.append(result.difference.peak)
+        maps.append(raw_scores(result.difference))
         similarities.append(result.hits[0].similarity)
         levels.append(result.difference.level)
         edges.append(edge_correlation(result))
@@ -230,6 +233,10 @@ def _measure(
         if not any(a.ok for a in result.alignments):
             unregistered.append(golden.golden_id)
         progress("calibrating", done + 1, len(chosen))
+    of_maps = maps_of(maps)
+    if of_maps:
+        both, peaks = joint_scores(maps)
+        scores = [(score, golden_id) for score, (_, golden_id) in zip(both, scores, strict=True)]
     counted = learned_parts(workspace, product, loose, looks, ignores)
     components = _uncontradicted(workspace, product, counted.components, {look.shape for look in looks})
     per_miscount = max(score for score, _ in scores)
@@ -242,7 +249,7 @@ def _measure(
         key=key,
         scores=[score for score, _ in scores],
         # most good parts show no region at all
-        pixel_threshold=float(np.quantile(peaks, _PIXEL_QUANTILE)),
+        pixel_threshold=1.0 if of_maps else float(np.quantile(peaks, _PIXEL_QUANTILE)),
         n=len(scores),
         references=k,
         seconds=time.perf_counter() - started,
@@ -255,6 +262,7 @@ def _measure(
         per_miscount=per_miscount if components else 0.0,
         unregistered=sorted(unregistered + _alone(workspace, product)),
         edges=sorted(edges),
+        maps=of_maps,
     )
 
 
@@ -351,7 +359,9 @@ def with_pose(query: RgbImage, comparison: Comparison, calibration: Calibration 
     if others := calibration.unregistered:
         which = f"{listed_ids(others)} {'does' if len(others) == 1 else 'do'} not register to the others, either"
         return comparison, Pose(problem=f"{said}; {which}", mirrored=mirrored)
-    added, difference = max(calibration.scores), comparison.difference
+    difference = comparison.difference
+    # scores of height and colour together may be below 0
+    added = max(calibration.scores) - min(0.0, difference.score)
     difference = replace(difference, score=difference.score + added, added=difference.added + added)
     return replace(comparison, difference=difference), Pose([said], mirrored=mirrored)
 
@@ -564,6 +574,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
         "marks",
         "components",
         "per_miscount",
+        *(() if calibration.maps else ("maps",)),
     )
     odd: dict[str, object] = {}
     if found := standing_out(calibration):

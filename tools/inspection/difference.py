@@ -51,6 +51,14 @@ class Difference:
     heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
     height: HeightDifference | None = None  # of a height map: the same
     scan: CloudDifference | None = None  # of a point cloud: the same
+    colour: ColourDifference | None = None  # of a height map with a colour photo: see `colour.as_one`
+    thresholds: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # the same: mm of height, and of the colour's map, that are 1 of the map
+
+    # the same: parts of the thresholds from which a place is one of height, and of colour; see `colour.as_each_stands_out`
+    least: tuple[float, float] = (1.0, 1.0)
 
     @property
     def offset(self) -> float:
@@ -62,6 +70,13 @@ class Difference:
         """Of height maps, what was added to the heights of the nearest reference (a plane: mm at px (0, 0), mm a px to the
         right, down), and what they were multiplied by before."""
         return (0.0, 0.0, 0.0, 1.0) if self.height is None else (*self.height.plane, self.height.factor)
+
+    @property
+    def colour_map(self) -> NDArray[np.float32] | None:
+        """(H, W), of height maps with a colour photo: the colour's part of the anomaly map; else None."""
+        if self.colour is None:
+            return None
+        return np.asarray(self.colour.found.anomaly_map / np.float32(self.thresholds[1]), np.float32)
 
     def cell_of(self, size: tuple[int, ...]) -> float:
         """px of a photo of `size` (H, W, ...) that the map cannot tell apart."""
@@ -88,6 +103,15 @@ class RegisteredGolden:
         if map_size(self.size) == self.size:
             return self.picture
         return on_map(self.workspace.golden_image(self.golden), self.alignment.matrix, self.size)
+
+
+@dataclass(frozen=True)
+class ColourDifference:
+    """How the colour photo of a height map differs. query: (H, W, 3), the photo. nearest: its golden sample in colour."""
+
+    found: Difference
+    query: RgbImage
+    nearest: RegisteredGolden
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,18 @@ from refdiff.tools.inspection.calibration import (
     with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.colour import as_each_stands_out, as_one, as_photo, height_alone, places_apart
 from refdiff.tools.inspection.comparison import compare_with
 from refdiff.tools.inspection.components import Count
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.light import other_light
-from refdiff.tools.inspection.methods import Described, Remarks, method_of
+from refdiff.tools.inspection.methods import Described, Method, Remarks, method_of
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
 from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
-from refdiff.tools.vision.regions import MAX_REGIONS, Region, find_regions, map_window, merged, place_name
+from refdiff.tools.vision.regions import MAX_REGIONS, PART_OF_PEAK, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
 from refdiff.tools.workspace import Workspace
 
@@ -90,7 +91,7 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
     heat, types, cell = difference.anomaly_map, difference.types, difference.cell
     regions = find_regions(heat, threshold, types, size, cell)
     if not regions and at_least_one and difference.peak > 0:
-        regions = find_regions(heat, 0.8 * difference.peak, types, size, cell)[:1]
+        regions = find_regions(heat, PART_OF_PEAK * difference.peak, types, size, cell)[:1]
     return regions
 
 
@@ -127,6 +128,7 @@ def inspect_photo(
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
+    comparison = replace(comparison, difference=as_one(comparison.difference, calibration))
     comparison, counts, uncounted = with_counts(comparison, calibration)
     comparison, pose = with_pose(query, comparison, calibration)
     problems, difference = problems_of(comparison), comparison.difference
@@ -144,6 +146,8 @@ def inspect_photo(
     p = p_value(calibration, difference.score) if calibration else None
     doubted = in_doubt(workspace, calibration)
     attained = attained_alpha(requested_alpha(workspace, calibration), calibration.n if calibration else 0, doubted)
+    difference = as_each_stands_out(difference, calibration, lambda score: _stands_out(calibration, score, attained))
+    comparison = replace(comparison, difference=difference)
     # what no place shows is no matter of the strongest one, nor of how alike the photo is
     p_compared = p_value(calibration, difference.score - difference.added) if calibration else None
     p_alone = p if pose.mirrored else p_compared
@@ -151,12 +155,13 @@ def inspect_photo(
         problems.append(unlike)
     remarks = method.remarks(comparison, capture.sha256)
     problems.extend(remarks.problems)
-    if method.networks and not pose.said and (light := other_light(query, comparison, calibration, p, attained)):
+    if not pose.said and (light := _light(method, query, comparison, calibration, p, attained)):
         problems.append(light)
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
     found = regions_of(comparison, threshold, at_least_one=suspicious)
+    found += places_apart(difference, found, comparison.nearest.size)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
@@ -203,6 +208,29 @@ def inspect_photo(
         by,
         remarks,
     )
+
+
+def _stands_out(calibration: Calibration | None, score: float, attained: float) -> bool:
+    return calibration is not None and is_suspicious(calibration, p_value(calibration, score), attained)
+
+
+def _light(
+    method: Method,
+    query: RgbImage,
+    comparison: Comparison,
+    calibration: Calibration | None,
+    p: float | None,
+    attained: float,
+) -> str:
+    """The problem with a photo, or the colour photo of a height map, in another light; "" if there is none, or what was
+    measured fails by itself."""
+    colour = comparison.difference.colour
+    if calibration is None or not (method.networks or colour):
+        return ""
+    height = height_alone(comparison.difference, calibration)
+    if height is not None and p_value(calibration, height) <= attained:
+        return ""
+    return other_light(colour.query if colour else query, *as_photo(comparison, calibration), p, attained)
 
 
 def problems_of(comparison: Comparison) -> list[str]:

@@ -40,6 +40,7 @@ class KeptDifference:
     outlines: of the findings, in their order, px of the photo; None: kept by a version that had none. offset: added to the
     measured values of the golden sample before they were compared, where the product's kind does that. rules: by which its
     files were read (see `How`), which the specification may change later. fit: of height maps, see `Difference.fit`.
+    colour: of height maps with a colour photo, what the colour adds to the map; mm: of height, that is 1 of the map.
     """
 
     anomaly_map: F32
@@ -49,6 +50,8 @@ class KeptDifference:
     offset: float = 0.0
     rules: str = ""
     fit: tuple[float, float, float, float] = _UNFITTED
+    colour: F32 | None = None
+    mm: float = 1.0
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -80,14 +83,18 @@ class KeptDifference:
             about["rules"] = self.rules
         if self.fit != _UNFITTED:
             about["fit"] = self.fit
+        if self.colour is not None:
+            about["mm"] = self.mm
+            about["colour"] = _as_text(KeptDifference(self.colour, self.threshold, np.eye(3)).encode())
         text.add_text(_TEXT, json.dumps(about))
         buffer = io.BytesIO()
         Image.fromarray(grey).save(buffer, format="PNG", pnginfo=text)
         return buffer.getvalue()
 
     @classmethod
-    def decode(cls, data: bytes, size: tuple[int, int] | None = None) -> KeptDifference:
-        """What `encode` made. size: (H, W) that the map must have. Raises DamagedError for anything else."""
+    def decode(cls, data: bytes, size: tuple[int, int] | None = None, *, whole: bool = True) -> KeptDifference:
+        """What `encode` made. size: (H, W) that the map must have. whole: with the colour's part. Raises DamagedError for
+        anything else."""
         try:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 grey = np.asarray(image, np.float32)
@@ -104,7 +111,13 @@ class KeptDifference:
             matrix = np.array(about["matrix"], np.float64).reshape(3, 3)
             offset, rules = float(about.get("offset", 0.0)), str(about.get("rules", ""))
             a, b, c, factor = (float(v) for v in about.get("fit", _UNFITTED))
-            return cls(anomaly_map, threshold, matrix, outlines, offset, rules, (a, b, c, factor))
+            colour = None
+            if "colour" in about:
+                if not whole:  # devices send such files: one in the other without end would take all memory
+                    raise ValueError("the colour's part has a part of its own")
+                colour = cls.decode(_from_text(about["colour"]), (int(height), int(width)), whole=False).anomaly_map
+            fit, mm = (a, b, c, factor), float(about.get("mm", 1.0))
+            return cls(anomaly_map, threshold, matrix, outlines, offset, rules, fit, colour, mm)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error, _TOO_LARGE) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 

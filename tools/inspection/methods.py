@@ -21,6 +21,15 @@ from refdiff.model.images import F32, Mask, RgbImage
 from refdiff.model.thermal.difference import from_own_healthy
 from refdiff.tools.framing.photos import alignments
 from refdiff.tools.inspection.clock import Clock
+from refdiff.tools.inspection.colour import (
+    FOUND_IN_COLOUR,
+    as_one,
+    colour_notes,
+    compare_colour,
+    found_in,
+    measure_either,
+    said_of_colour,
+)
 from refdiff.tools.inspection.difference import Comparison, Difference, RegisteredGolden, score_difference
 from refdiff.tools.inspection.heat import compare_heat, heat_notes, heat_problems, measure_heat, said_of_heat
 from refdiff.tools.inspection.height import (
@@ -51,7 +60,7 @@ from refdiff.tools.kinds.cloud import READ as READ_CLOUD
 from refdiff.tools.kinds.cloud import CloudRules
 from refdiff.tools.kinds.conditions import Stated
 from refdiff.tools.kinds.depth import SCORED as SCORED_DEPTH
-from refdiff.tools.kinds.depth import DepthRules
+from refdiff.tools.kinds.depth import DepthRules, states_colour
 from refdiff.tools.kinds.reading import Quantity, Reading
 from refdiff.tools.kinds.thermal import SCORED, ThermalRules
 from refdiff.tools.vision.measurement import Measurement, measure
@@ -84,6 +93,7 @@ class Described:
     called: MeasuredType | None = None
     quantities: tuple[Quantity, ...] = ()
     place: str | None = None  # its name, where the kind has other names than those of a picture's parts
+    found_in: tuple[str, ...] = ()  # "height", "colour" or both, where both are compared
 
 
 @dataclass(frozen=True)
@@ -263,6 +273,36 @@ def _height_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Pla
     return Planes(query.values, *height_planes(query, golden, kept))
 
 
+# ---- height maps with colour photos ----
+
+
+def _compare_both(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
+    references, difference = _compare_height(asked)
+    photo = asked.workspace.reading(asked.query_key, asked.product).visible
+    assert photo is not None, "read with its colour photo"
+    colour = compare_colour(photo, asked.query_key, references, asked.ignore, asked.clock)
+    return references, as_one(replace(difference, colour=colour), None)
+
+
+def _measure_both(query: RgbImage, comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
+    return measure_either(comparison, region, scale)
+
+
+def _describe_both(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
+    where = found_in(comparison.difference, measurement)
+    called, of_colour = said_of_colour(comparison.difference, measurement)
+    if where == (FOUND_IN_COLOUR,):
+        return Described(called, (of_colour,), found_in=where)
+    height = _describe_height(comparison, query_key, measurement, scale)
+    quantities = (*height.quantities, of_colour) if FOUND_IN_COLOUR in where else height.quantities
+    return replace(height, quantities=quantities, found_in=where)
+
+
+def _remarks_of_both(comparison: Comparison, query_key: str) -> Remarks:
+    found = _height_remarks(comparison, query_key)
+    return replace(found, notes=(*colour_notes(comparison.difference), *found.notes))
+
+
 # ---- point clouds ----
 
 
@@ -339,9 +379,18 @@ METHODS: Mapping[ProductKind, Method] = {
 }
 
 
+# heights and colours have no unit in common
+_IN_COLOUR = replace(
+    METHODS["depth"], compare=_compare_both, measure=_measure_both, describe=_describe_both, remarks=_remarks_of_both,
+    unit="",
+)  # fmt: skip
+
+
 def method_of(workspace: Workspace, product: str) -> Method:
     """How a product is compared. Raises InputError for a kind that is not supported yet."""
     kind = workspace.kind(product)
+    if kind == "depth" and states_colour(workspace.how(product)):
+        return _IN_COLOUR
     method = METHODS.get(kind)
     if method is None:
         raise InputError(f"product {product!r} is of kind {kind!r}, which is not supported yet")

@@ -47,14 +47,27 @@ def pair_with(
     size = (query.shape[0], query.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
     with clock.stage("encode"):
-        grids = [comparison_grid(query, query_key, features, references, px)]
-        if not grids[0].whole:
-            # What is large, or wrong as a whole, shows in the whole; what is small, in the tiles.
-            grids.append(comparison_grid(query, query_key, features, references))
-            if tiles_of is not None:
-                grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
-        sizes = [SizedPhoto(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
+        sizes = sizes_of(query, query_key, features, references, px, tiles_of)
     return RegisteredPair(references, sizes)
+
+
+def sizes_of(
+    query: RgbImage,
+    query_key: str,
+    features: Features,
+    references: Sequence[RegisteredGolden],
+    px: int,
+    tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
+) -> list[SizedPhoto]:
+    """A photo in the frame of its registered references, the finest size first. px: working px of the long side of that."""
+    grids = [comparison_grid(query, query_key, features, references, px)]
+    if not grids[0].whole:
+        # What is large, or wrong as a whole, shows in the whole; what is small, in the tiles.
+        grids.append(comparison_grid(query, query_key, features, references))
+        if tiles_of is not None:
+            grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
+    workspace = references[0].workspace
+    return [SizedPhoto(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
 
 
 def _begun(tiles: Iterator[Seen]) -> Iterator[Seen]:

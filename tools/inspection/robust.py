@@ -18,6 +18,11 @@ def modified_z_scores(values: Sequence[float], least_spread: float = 0.0) -> NDA
     "How to Detect and Handle Outliers", 1993. least_spread: standard deviation that is always allowed.
     """
     away = np.asarray(values, np.float64) - np.median(values)
-    spread = 1.4826 * float(np.median(np.abs(away))) or 1.253314 * float(np.abs(away).mean())
-    spread = max(spread, least_spread)
+    spread = max(robust_spread(values), least_spread)
     return away / spread if spread > 0 else np.zeros_like(away)
+
+
+def robust_spread(values: Sequence[float]) -> float:
+    """The standard deviation of values as `modified_z_scores` estimates it; 0 where all are equal."""
+    away = np.abs(np.asarray(values, np.float64) - np.median(values))
+    return 1.4826 * float(np.median(away)) or 1.253314 * float(away.mean())

@@ -99,6 +99,11 @@ class Limit(_Model):
     reject: bool = False
 
     @property
+    def of_height(self) -> bool:
+        """Whether it is about how far a surface is off."""
+        return self.max_deviation_mm is not None or self.max_volume_mm3 is not None
+
+    @property
     def of_kinds(self) -> list[str]:
         """What is set that only a product of another kind than photo has."""
         names = ("max_delta_k", "max_temperature_c", "max_deviation_mm", "max_volume_mm3")

@@ -14,7 +14,7 @@ from refdiff.model.cloud.readers import SUFFIXES, read_cloud
 from refdiff.model.cloud.registration import canonical, register
 from refdiff.model.errors import ImageError, InputError
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.kinds.reading import How, Look, Pose, Reading, Scan, Window
+from refdiff.tools.kinds.reading import How, Look, Pose, Reading, Scan, Window, no_colour
 from refdiff.tools.vision.registration import Alignment, registered
 
 _ROOM = 1.15  # of the first golden sample's size: what a view shows
@@ -61,7 +61,8 @@ class CloudReader:
     def look(self, how: How) -> Look | None:
         return None if how.window is None else Look(how.window, "mm", "grey")
 
-    def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
+    def join(self, data: bytes, conditions: dict[str, float], colour: bytes | None = None) -> bytes:
+        no_colour(colour, "point clouds")
         if conditions:
             raise InputError(f"condition {min(conditions)!r}: nothing is to be stated with a point cloud; leave it out")
         return data

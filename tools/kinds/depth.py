@@ -1,5 +1,5 @@
 """Height maps: heights in mm, larger nearer to the sensor; in grey, through the product's window, they are encoded and
-registered."""
+registered. Where the product says so, each has a colour photo on its own pixels, which is compared, too."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from refdiff.model.errors import ImageError, InputError
+from refdiff.model.height.colour_file import split_colour, with_colour
 from refdiff.model.height.difference import nearest_filled
 from refdiff.model.height.plane import Removal, fit_plane, height_of
 from refdiff.model.height.readers import Direction, HeightRules, read_height_map
-from refdiff.model.images import F32, RgbImage, grey_through_window
+from refdiff.model.images import F32, RgbImage, decode_image, grey_through_window
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import Palette
 from refdiff.tools.kinds.reading import How, Look, Reading, Window
@@ -34,6 +35,9 @@ class DepthRules(BaseModel):
     offset_mm: float = Field(default=0.0, ge=-1e6, le=1e6)  # at 0 of the file
     values: Direction | None = None  # distance from the sensor, or height above something: never guessed
     hole: float | None = 0.0  # the number that marks what was not measured, besides NaN; null: none does
+    # each height map comes with a colour photo of the same raster; not written where there is none, so that specifications
+    # and calibrations of other products stay what they were
+    colour: bool = Field(default=False, exclude_if=lambda stated: not stated)
     # comparing
     remove: Removal = "plane"  # what of the part as a whole is fitted to its golden sample, and not counted
     max_offset_mm: float | None = Field(default=None, gt=0, le=1e6)  # of that; more sends the part to a person
@@ -73,7 +77,7 @@ def rules_of(how: How) -> DepthRules:
 
 
 # of the rules, those that change how golden samples were read ...
-READ = {"unit_mm", "offset_mm", "values", "hole", "remove"}
+READ = {"unit_mm", "offset_mm", "values", "hole", "remove", "colour"}
 # ... and those that change a score
 SCORED = READ
 
@@ -84,15 +88,20 @@ class DepthReader:
     suffixes: frozenset[str] = frozenset()
 
     def read(self, data: bytes, *, name: str, how: How, settings: ModelSettings) -> Reading:
-        mm, level, pitch = self._levelled(data, name, how, settings)
+        height, photo = split_colour(data)
+        mm, level, pitch = self._levelled(height, name, how, settings)
         if how.window is None:
             raise ImageError(
                 f"{name}: the product has no golden samples yet, which say what heights are shown; enrol them first"
             )
-        return Reading(_picture(mm, how.window), mm, level=level, mm_per_px=pitch)
+        colour = _colour(photo, mm.shape, name, how, settings)
+        shown = colour if how.in_colour and colour is not None else _picture(mm, how.window)
+        return Reading(shown, mm, colour, level=level, mm_per_px=pitch)
 
     def suggest_window(self, data: bytes, *, name: str, how: How, settings: ModelSettings) -> Window | None:
-        mm, _, _ = self._levelled(data, name, how, settings)
+        height, photo = split_colour(data)
+        mm, _, _ = self._levelled(height, name, how, settings)
+        _colour(photo, mm.shape, name, how, settings)  # what is refused sets no window
         lo, hi = (float(v) for v in np.percentile(mm[np.isfinite(mm)], (0.1, 99.9)))
         margin = max(_MARGIN * (hi - lo), 1e-3)
         return float(f"{lo - margin:.6g}"), float(f"{hi + margin:.6g}")
@@ -102,10 +111,10 @@ class DepthReader:
         span = rules.span_mm or how.window
         return None if span is None else Look(span, "mm", rules.palette)
 
-    def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
+    def join(self, data: bytes, conditions: dict[str, float], colour: bytes | None = None) -> bytes:
         if conditions:
             raise InputError(f"condition {min(conditions)!r}: nothing is to be stated with a height map; leave it out")
-        return data
+        return data if colour is None else with_colour(data, colour)
 
     def _levelled(
         self, data: bytes, name: str, how: How, settings: ModelSettings
@@ -115,6 +124,38 @@ class DepthReader:
         found = read_height_map(data, name=name, rules=rules.reading, settings=settings)
         level = fit_plane(found.mm, rules.remove)
         return found.mm - height_of(level, found.mm.shape), level, found.mm_per_px
+
+
+def states_colour(how: How) -> bool:
+    """Whether each file of a product comes with a colour photo."""
+    return how.kind == "depth" and rules_of(how).colour
+
+
+def _colour(
+    photo: bytes | None, size: tuple[int, ...], name: str, how: How, settings: ModelSettings
+) -> RgbImage | None:
+    """The colour photo of a height map of `size` (H, W); None of products without. Raises ImageError."""
+    stated = rules_of(how).colour
+    if photo is None and not stated:
+        return None
+    if photo is None:
+        raise ImageError(
+            f"{name}: its colour photo is missing, and the product states that each height map has one (`depth: colour`); "
+            "lay it beside the height map under the same name (part.tiff and part.png), or send both (`--colour FILE`; over "
+            "HTTP the field `colour`)"
+        )
+    if not stated:
+        raise ImageError(
+            f"{name}: came with a colour photo, and the product states none; leave it out, or state `colour: true` under "
+            "`depth` before the first golden sample is enrolled"
+        )
+    colour = decode_image(photo, name=f"colour photo of {name}", settings=settings)
+    if colour.shape[:2] != size:
+        raise ImageError(
+            f"{name}: its colour photo has {colour.shape[1]} x {colour.shape[0]} px, the height map {size[1]} x {size[0]} "
+            "px; both have to be of one raster: export the colour as the sensor maps it onto the heights"
+        )
+    return colour
 
 
 def _picture(mm: F32, window: Window) -> RgbImage:

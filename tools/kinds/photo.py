@@ -5,7 +5,7 @@ from __future__ import annotations
 from refdiff.model.errors import InputError
 from refdiff.model.images import decode_image, measure_window
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.kinds.reading import How, Look, Reading, Window
+from refdiff.tools.kinds.reading import How, Look, Reading, Window, no_colour
 
 
 class PhotoReader:
@@ -22,7 +22,8 @@ class PhotoReader:
     def look(self, how: How) -> Look | None:
         return None
 
-    def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
+    def join(self, data: bytes, conditions: dict[str, float], colour: bytes | None = None) -> bytes:
+        no_colour(colour, "photos")
         if conditions:
             raise InputError(f"condition {min(conditions)!r}: nothing is to be stated with a photo; leave it out")
         return data

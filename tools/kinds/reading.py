@@ -12,6 +12,7 @@ from propcache.api import cached_property
 from refdiff.memory.kinds import ProductKind
 from refdiff.memory.rows.products import Product
 from refdiff.model.cloud.points import Cloud
+from refdiff.model.errors import InputError
 from refdiff.model.images import F32, RgbImage
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import Palette
@@ -29,6 +30,7 @@ class How:
     window: Window | None = None  # None: of 8-bit photos, or not set yet
     rules: str = ""  # JSON: what the specification says about reading files of this kind
     anchor: str = ""  # sha256 of the golden sample in whose frame files are placed, of kinds that are placed when read
+    in_colour: bool = False  # the picture of a height map is its colour photo, not its heights in grey
 
     @classmethod
     def of(cls, product: Product | None, kind: ProductKind | None = None) -> How:
@@ -68,7 +70,8 @@ class Reading:
 
     picture: RgbImage  # (H, W, 3): what is shown, encoded and registered
     values: F32 | None = None  # (H, W) in the unit of the kind, NaN where nothing was measured; None: photos
-    visible: RgbImage | None = None  # (h, w, 3), a photo that the file carries besides
+    # (h, w, 3), a photo that the file carries besides; of a height map on its own px, and compared, too
+    visible: RgbImage | None = None
     conditions: tuple[Stated, ...] = ()  # that the values rest on
     notes: tuple[str, ...] = ()  # what people must know of them, in words
     # of heights, the plane that was taken off: mm at px (0, 0), mm a px to the right and down
@@ -130,6 +133,12 @@ class Look:
     palette: Palette
 
 
+def no_colour(colour: bytes | None, kind: str) -> None:
+    """Raises InputError where a colour photo came with a file of a kind that has none."""
+    if colour is not None:
+        raise InputError(f"a colour photo goes with a height map, and this product is one of {kind}; leave it out")
+
+
 class Reader(Protocol):
     """Reads the files of one kind. Deterministic."""
 
@@ -148,8 +157,9 @@ class Reader(Protocol):
         """How values are shown; None for pictures that show themselves."""
         ...
 
-    def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
-        """The file with what was stated with it. Raises InputError where nothing of that can be stated."""
+    def join(self, data: bytes, conditions: dict[str, float], colour: bytes | None = None) -> bytes:
+        """The file with what was stated with it, and the colour photo that came with it. Raises InputError where the kind
+        has no such thing."""
         ...
 
 

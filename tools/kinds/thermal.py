@@ -14,7 +14,7 @@ from refdiff.model.thermal.conditions import CONDITIONS, with_conditions
 from refdiff.model.thermal.palettes import Palette
 from refdiff.model.thermal.readers import KELVIN_0, SUFFIXES, ReadingRules, Thermogram, read_thermogram
 from refdiff.tools.kinds.conditions import Stated
-from refdiff.tools.kinds.reading import How, Look, Reading, Window
+from refdiff.tools.kinds.reading import How, Look, Reading, Window, no_colour
 
 _MIN_SPAN_K = 2.0  # of a window: less would turn noise into contrast
 
@@ -94,7 +94,8 @@ class ThermalReader:
         span = rules.span_c or how.window
         return None if span is None else Look(span, "°C", rules.palette)
 
-    def join(self, data: bytes, conditions: dict[str, float]) -> bytes:
+    def join(self, data: bytes, conditions: dict[str, float], colour: bytes | None = None) -> bytes:
+        no_colour(colour, "thermal pictures")
         return with_conditions(data, conditions)
 
     def _thermogram(self, data: bytes, name: str, how: How, settings: ModelSettings) -> Thermogram:

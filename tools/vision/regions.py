@@ -19,6 +19,7 @@ from refdiff.tools.vision.registration import Matrix, scaling, warp_reference
 from refdiff.tools.vision.shape import tight, union
 
 MAX_REGIONS = 16
+PART_OF_PEAK = 0.8  # of the map's peak, above which its place lies where no place is above the threshold
 MAP_PX = 4096  # long side of the largest map; what is smoothed and grown on it costs the third power of the side
 MIN_TYPE_CONFIDENCE = 0.5
 # of a region's own peak: what is weaker is its halo, however low the threshold of very even goldens

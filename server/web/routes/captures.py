@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 
 from refdiff.memory.rows.captures import Capture
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import responses
-from refdiff.server.web.photos import each_once, read_upload
-from refdiff.server.web.schemas import CONDITIONS
+from refdiff.server.web.photos import each_once, read_upload, with_colour
+from refdiff.server.web.schemas import COLOUR, CONDITIONS
 from refdiff.tools.kinds.conditions import parse_conditions
 
 router = APIRouter(prefix="/v1/captures", tags=["captures"])
@@ -26,9 +26,10 @@ async def add_capture(
     product: Annotated[str | None, Form(max_length=64)] = None,
     scale_mm_per_px: Annotated[float | None, Form(gt=0, allow_inf_nan=False)] = None,
     conditions: Annotated[str, Form(max_length=400, description=CONDITIONS)] = "",
+    colour: Annotated[UploadFile | None, File(description=COLOUR)] = None,
 ) -> Capture:
     """Store a photo as the newest of its part; `product` is optional for a part that was photographed before."""
-    photo = await read_upload(image, service)
+    photo = await with_colour(await read_upload(image, service), colour, service)
     stated = parse_conditions(conditions)
     return await run_sync(service.capture, part_id, photo, product, scale_mm_per_px, stated)
 

@@ -6,14 +6,23 @@ from functools import partial
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Form, Query, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.memory.kinds import ProductKind
 from refdiff.server.web.access import Admin, TheService, Viewer
-from refdiff.server.web.errors import responses
-from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload
-from refdiff.server.web.schemas import CONDITIONS, EnrolledView, GoldenChange, GoldenList, Limit, Offset, enrolled_view
+from refdiff.server.web.errors import Refused, responses
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload, with_colour
+from refdiff.server.web.schemas import (
+    COLOUR,
+    CONDITIONS,
+    EnrolledView,
+    GoldenChange,
+    GoldenList,
+    Limit,
+    Offset,
+    enrolled_view,
+)
 from refdiff.tools.kinds.conditions import parse_conditions
 
 router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
@@ -35,9 +44,18 @@ async def enroll_goldens(
         Form(description="Of the product's files; said with its first golden sample. Default: photo"),
     ] = None,
     conditions: Annotated[str, Form(max_length=400, description=CONDITIONS)] = "",
+    colour: Annotated[
+        UploadFile | None,
+        File(description=f"{COLOUR}; for one image. Of several, send them as `images`, too: part.tiff and part.png"),
+    ] = None,
 ) -> EnrolledView:
     """Add photos of good parts to the golden bank. Idempotent; refused photos are listed with the reason."""
     photos = [await read_upload(image, service) for image in images]
+    if colour is not None and len(photos) > 1:
+        raise Refused(
+            422, "colour: it belongs to one image; send photos of several as images, named as their height maps"
+        )
+    photos = [await with_colour(photo, colour, service) for photo in photos]
     work = partial(
         service.enroll, product, photos, by=caller.name, scale_mm_per_px=scale_mm_per_px, part_group=part_group,
         station=station, kind=kind, conditions=parse_conditions(conditions),

@@ -26,8 +26,9 @@ from refdiff.model.errors import UnknownRecordError
 from refdiff.server.progress import progress_of
 from refdiff.server.web.access import InspectorRole, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, check_once, image_response, read_upload
+from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, check_once, image_response, read_upload, with_colour
 from refdiff.server.web.schemas import (
+    COLOUR,
     KEY_LASTS,
     AnswerView,
     DecidedView,
@@ -74,6 +75,11 @@ async def _asked(request: Request, service: TheService) -> Asked:
                 photo = await read_upload(image, service)
             elif image:
                 raise Refused(422, "image: send a file")
+            colour = given.pop("colour", None)
+            if isinstance(colour, UploadFile) and photo is not None:
+                photo = await with_colour(photo, colour, service)
+            elif colour:
+                raise Refused(422, "colour: send it as a file, with its height map in the field `image`")
             given = {name: value for name, value in given.items() if value != ""}
     else:
         raise Refused(415, "send application/json, or multipart/form-data with the photo in the field `image`")
@@ -83,13 +89,19 @@ async def _asked(request: Request, service: TheService) -> Asked:
         raise RequestValidationError([p | {"loc": ("body", *p["loc"])} for p in e.errors(include_url=False)]) from e
 
 
+def _digest(photo: Upload) -> str:
+    """Of all that was sent as files."""
+    return hashlib.sha256(photo.data + (photo.colour or b"")).hexdigest()
+
+
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     check_once(members)
     return dict(members)
 
 
 _SCHEMA: dict[str, Any] = InspectionRequestBody.model_json_schema()
-_FORM = {**_SCHEMA, "properties": {"image": {"type": "string", "format": "binary"}, **_SCHEMA["properties"]}}
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {**_SCHEMA, "properties": {"image": _FILE, "colour": _FILE | {"description": COLOUR}, **_SCHEMA["properties"]}}
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA},
                                                        "multipart/form-data": {"schema": _FORM}}}}  # fmt: skip
 _CREATED: dict[int | str, dict[str, Any]] = {
@@ -120,7 +132,7 @@ async def create_inspection(
     """
     wish, photo = asked
     origin = f"http:{caller.key_id or ''}:{idempotency_key}" if idempotency_key else None
-    digest = request_digest(wish.model_dump(), hashlib.sha256(photo.data).hexdigest() if photo else None)
+    digest = request_digest(wish.model_dump(), _digest(photo) if photo else None)
     work = partial(
         service.submit, wish.text, by=caller.name, part_id=wish.part_id, product=wish.product, photo=photo,
         scale_mm_per_px=wish.scale_mm_per_px, conditions=parse_conditions(wish.conditions), capture_id=wish.capture_id,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refdiff.model.synthesis.height import Defect, depth_png
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.height import Defect, Stain, depth_png, xyz_tiff
 from tests.server.cloud_parts import BULGE, LIMITS, PART, SPECIFICATION, scanned
 
 from .conftest import Running
@@ -89,3 +90,51 @@ def test_photo_is_refused(product: tuple[Running, str]) -> None:
     )
     assert answer.status_code == 422
     assert "picture" in answer.json()["error"]["message"]
+
+
+def in_colour(seed: int, stain: Stain | None = None) -> tuple[bytes, bytes]:
+    """A height map and its colour photo."""
+    rng = np.random.default_rng((7, seed))
+    made = PART.height_map(rng, size=(160, 160), mm_per_px=0.75)
+    return xyz_tiff(made.mm, 0.75), encode_png(PART.colour_photo(made, rng, stain))
+
+
+def test_height_map_with_its_colour_photo_is_one_report_with_pictures_of_both(server: Running) -> None:
+    rules = {"unit_mm": 1, "values": "distance", "colour": True}
+    assert server.client.put("/v1/products/painted/spec", json={"depth": rules}).status_code == 200
+    form = {"product": "painted", "kind": "depth"}
+    pairs = [in_colour(i) for i in range(3)]
+    files = [
+        ("images", (f"{i}.{end}", data))
+        for i, pair in enumerate(pairs)
+        for end, data in zip(("tiff", "png"), pair, strict=True)
+    ]
+    answer = server.client.post("/v1/goldens", files=files[:4], data=form)
+    assert (answer.status_code, len(answer.json()["added"]), answer.json()["refused"]) == (200, 2, []), answer.text
+    one = {"images": ("heights.tiff", pairs[2][0]), "colour": ("photo.png", pairs[2][1])}
+    assert server.client.post("/v1/goldens", files=one, data=form).json()["n_in_bank"] == 3
+    answer = server.client.post("/v1/goldens", files=[*files[:4], ("colour", ("c.png", pairs[0][1]))], data=form)
+    assert (answer.status_code, "belongs to one image" in answer.text) == (422, True)
+
+    stain = Stain(36.0, 17.0, 4.0)
+    height, photo = in_colour(100, stain)
+    path, key = "/v1/inspections?wait_s=60", {"Idempotency-Key": "painted-1"}
+    part = {"part_id": "painted-1", "product": "painted"}
+    answer = server.client.post(path, files={"image": ("1.tiff", height)}, data=part)
+    assert (answer.status_code, "its colour photo is missing" in answer.text) == (422, True)
+    sent = {"image": ("1.tiff", height), "colour": ("1.png", photo)}
+    answer = server.client.post(path, files=sent, data=part, headers=key)
+    assert answer.status_code == 200, answer.text
+    report = answer.json()["report"]
+    finding = report["findings"][0]
+    assert (finding["type"], finding["found_in"]) == ("colour_change", ["colour"])
+    assert (
+        server.client.post(path, files=sent, data=part, headers=key).json()["inspection_id"] == report["inspection_id"]
+    )
+    other = sent | {"colour": ("1.png", pairs[0][1])}
+    assert server.client.post(path, files=other, data=part, headers=key).status_code == 422
+    for picture in ("overlay", "heatmap", "side_by_side", "query"):
+        shown = server.client.get(f"/v1/inspections/{report['inspection_id']}/artefacts/{picture}").content
+        Image.open(io.BytesIO(shown)).load()
+    captured = server.client.post("/v1/captures", files=sent, data=part | {"part_id": "painted-2"})
+    assert captured.json()["sha256"] == report["query_sha256"]

@@ -18,6 +18,7 @@ from PIL import Image
 from refdiff.memory.audit_export import verify_export
 from refdiff.memory.rows.calibrations import Calibration, Component
 from refdiff.model.images import encode_png
+from refdiff.model.synthesis.height import Stain, xyz_tiff
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.settings import ServerSettings
 from refdiff.server.web.access import Access
@@ -26,7 +27,7 @@ from refdiff.server.web.identity_provider import IdentityProvider
 from refdiff.server.web.serve import access_to
 from refdiff.server.web.sign_in import PeopleSignIn
 from refdiff.tools.golden_samples import fit as fit_module
-from tests.server.cloud_parts import BULGE, enrol_scans, scanned
+from tests.server.cloud_parts import BULGE, PART, enrol_scans, scanned
 
 from .conftest import Running, start
 from .provider import Provider
@@ -161,6 +162,34 @@ def colours(png: bytes) -> tuple[int, int]:
     px = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     shown = np.abs(px - (0x20, 0x24, 0x2A)).max(2) > 40
     return int(shown.sum()), int((shown & (px[..., 0] - px[..., 1:].max(2) > 40)).sum())
+
+
+def test_height_map_with_a_colour_photo_shows_both(server: Running, open_page: Callable[..., Any]) -> None:
+    rules = {"depth": {"unit_mm": 1, "values": "distance", "colour": True}}
+    assert server.client.put("/v1/products/coloured/spec", json=rules).status_code == 200
+    files = [("images", (f"{i}.{end}", data)) for i in range(2) for end, data in painted(i).items()]
+    answer = server.client.post("/v1/goldens", files=files, data={"product": "coloured", "kind": "depth"})
+    assert len(answer.json()["added"]) == 2, answer.text
+    part = painted(100, Stain(36.0, 17.0, 5.0))
+    sent = {"image": ("bad.tiff", part["tiff"]), "colour": ("bad.png", part["png"])}
+    data = {"part_id": "coloured-1", "product": "coloured"}
+    answer = server.client.post("/v1/inspections?wait_s=60", files=sent, data=data)
+    assert answer.status_code == 200, answer.text
+    page = open_page(f"#/inspections/{answer.json()['inspection_id']}")
+    page.wait_for_selector(".viewer[data-loaded]")
+    page.wait_for_selector(".colours img:nth-child(1)[data-loaded]")
+    page.wait_for_selector(".colours img:nth-child(2)[data-loaded]")
+    for image in page.locator(".colours img").all():
+        image.evaluate("img => img.decode()")
+        assert image.evaluate("img => img.naturalHeight > img.naturalWidth / 2")
+    assert "Found in" in page.locator(".findings").inner_text()
+
+
+def painted(seed: int, stain: Stain | None = None) -> dict[str, bytes]:
+    """A height map and its colour photo, by the ends of their names."""
+    rng = np.random.default_rng((9, seed))
+    made = PART.height_map(rng, size=(128, 128), mm_per_px=0.9)
+    return {"tiff": xyz_tiff(made.mm, 0.9), "png": encode_png(PART.colour_photo(made, rng, stain))}
 
 
 def test_cloud_of_an_inspection_is_shown_in_its_colours_and_turned_by_pointer_and_keys(

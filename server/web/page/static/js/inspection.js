@@ -1,6 +1,6 @@
 // One inspection: pictures, findings with their measurements, reasoning, trace, and a person's decision.
 
-import { ApiError, download, get, post, remove } from "./api.js";
+import { ApiError, download, get, picture, post, remove } from "./api.js";
 import { cloudView } from "./cloud.js";
 import { facts, h, number, percent, replace, say, verdict, when, words } from "./dom.js";
 import { onThisPage } from "./keys.js";
@@ -47,7 +47,7 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
         h("button", { type: "button", disabled: at <= 0, onclick: () => neighbour(-1), title: "Newer (k)" }, "↑ Newer"),
         h("button", { type: "button", disabled: at >= ids.length - 1, onclick: () => neighbour(1), title: "Older (j)" }, "↓ Older"))),
     h("div", { class: "two" },
-      h("div", {}, viewer.element, report.kind === "cloud" && cloudView(`/v1/inspections/${encodeURIComponent(id)}/points`, reachOf(report))),
+      h("div", {}, viewer.element, inColour(report) && colourPictures(report), report.kind === "cloud" && cloudView(`/v1/inspections/${encodeURIComponent(id)}/points`, reachOf(report))),
       h("div", { class: "side" }, decision,
         h("section", { "aria-labelledby": "h-findings" }, h("h2", { id: "h-findings" }, `Findings (${report.findings.length})`),
           report.findings.length ? [findings, known.list] : h("p", { class: "muted" }, "Nothing differs more than good samples do from each other.")),
@@ -64,6 +64,19 @@ export async function showInspection({ place, rest: [id], me, isShown, onLeave }
     ["j k", "older, newer inspection of the list", (k) => neighbour(k === "j" ? 1 : -1)],
     ["u", "back to the list", () => { location.hash = back; }],
   ]);
+}
+
+/** Whether height and colour were compared: they have no unit in common. */
+const inColour = (report) => report.kind === "depth" && !report.unit;
+
+/** Heights above, colours below: part and reference, and what differs. */
+function colourPictures(report) {
+  const shown = [["side_by_side", "Reference and part, heights and colours"], ["heatmap", "What differs in height and in colour"]].map(([name, alt]) => {
+    const img = h("img", { alt });
+    picture(report.artefacts[name]).then((url) => { img.src = url; img.dataset.loaded = "true"; }, (error) => img.replaceWith(h("p", { class: "missing" }, `${alt}: ${error.message}`)));
+    return img;
+  });
+  return h("div", { class: "colours" }, shown);
 }
 
 /** mm at which a deviation has the full colour: that of the largest finding, else of the score. */
@@ -141,6 +154,7 @@ function findingItem(finding, index, viewer, named) {
     h("p", {}, finding.description),
     facts([
       ["Called", finding.named && [h("strong", {}, finding.named.name), ", ", likeness(finding.named), ` (type: ${words(finding.type)})`]],
+      ["Found in", finding.found_in?.join(" and ")],
       ...(finding.quantities ?? []).map((q) => [q.label, quantityText(q)]),
       ["Size", sizes(finding)],
       ["Severity", finding.severity + (finding.within_limits ? ", within limits" : "")],
