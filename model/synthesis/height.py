@@ -152,7 +152,7 @@ class SolidPart:
             self._features = [
                 _Feature(float(42 * np.cos(a)), float(42 * np.sin(a)), 6, 4, 7, round=False, angle=a) for a in teeth
             ]
-            self._features += [_Feature(0, 0, 14, 14, 9), _Feature(0, 0, 6, 6, -16), _Feature(24, 8, 5, 5, -4)]
+            self._features += [_Feature(0, 0, 14, 14, 9), _Feature(0, 0, 6, 6, -20), _Feature(24, 8, 5, 5, -4)]
         self._extra = []
         for _ in range(2):
             x, y = (float(c) for c in rng.uniform(-22, 22, 2))
