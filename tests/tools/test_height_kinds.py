@@ -139,18 +139,21 @@ def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Worksp
 
 def test_surface_where_golden_samples_have_none_is_said_and_asks_a_person(workspace: Workspace) -> None:
     stated(workspace, "plate", {"depth": DEPTH | {"max_hole_percent": 100, "max_missing_percent": 5}})
-    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm for i in range(4)]
-    for mm in maps[:3]:
-        mm[20:60, 30:130] = np.nan
-    files = [Upload(f"{i}.tiff", xyz_tiff(mm, MM_PER_PX)) for i, mm in enumerate(maps[:3])]
-    assert len(enroll(workspace, "plate", files, kind="depth").added) == 3
-    found = inspected(workspace, "plate", "whole", xyz_tiff(maps[3], MM_PER_PX))
+    window, second = Defect("bulge", 1, -20, 0, 22), Defect("bulge", 1, 24, 0, 18)
+
+    def made(i: int, *lost: Defect) -> bytes:
+        mm = PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
+        # holes lie on the part, which lies elsewhere each time: on the same px of each file, they would lie on other places
+        # of it, and what is missing or too much would be what registration makes of that
+        for place in lost:
+            mm[PART.height_map(rng(1, i), place, size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mask] = np.nan
+        return xyz_tiff(mm, MM_PER_PX)
+
+    assert len(enroll(workspace, "plate", [Upload(f"{i}", made(i, window)) for i in range(3)], kind="depth").added) == 3
+    found = inspected(workspace, "plate", "whole", made(3))
     assert any("they have no surface, more than 5 % (`depth: max_missing_percent`)" in p for p in found.problems)
     assert any("where the golden samples have no surface; it is not compared" in n for n in found.remarks.notes)
-    lacking = maps[3].copy()
-    lacking[20:60, 30:130] = np.nan
-    lacking[90:130, 30:130] = np.nan
-    found = inspected(workspace, "plate", "lacking", xyz_tiff(lacking, MM_PER_PX))
+    found = inspected(workspace, "plate", "lacking", made(3, window, second))
     assert any("more than 5 % (`depth: max_missing_percent`); measure the part again" in p for p in found.problems), (
         found.problems
     )
