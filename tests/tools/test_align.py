@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refdiff.model.synthesis.render import DefectSpec, Light, Pose, render
-from refdiff.tools.vision.registration import align, warp_reference
+from refdiff.tools.vision.registration import align, edges, warp_reference
 
 SIZE = (256, 256)
 POSES = {
@@ -93,6 +93,14 @@ def test_registration_is_deterministic_and_keeps_its_inputs() -> None:
     assert np.array_equal(first.matrix, second.matrix)
     assert np.array_equal(query, before[0])
     assert np.array_equal(reference, before[1])
+
+
+def test_edges_are_the_same_to_the_bit_wherever_in_memory_they_are_worked_out() -> None:
+    picture = render("label", 106, 1, size=SIZE).image
+    first, kept = edges(picture), []
+    for i in range(48):
+        kept.append((np.empty(16 * i + 8, np.uint8), edges(picture)))  # kept, so that the next one lies elsewhere
+    assert all(np.array_equal(first, found) for _, found in kept)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (900, 20)])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import ImageError, SpecError, StorageError
 from refdiff.model.images import encode_png
@@ -22,7 +26,7 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.golden_samples.reenroll import reenroll
 from refdiff.tools.inspection import retrieval
-from refdiff.tools.inspection.calibration import calibrate, calibration_key
+from refdiff.tools.inspection.calibration import calibrate, calibration_key, current_calibration
 from refdiff.tools.inspection.comparison import similarities
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
@@ -38,6 +42,7 @@ PART = SolidPart("bracket")
 SIZE = (160, 160)
 MM_PER_PX = 0.75
 DEPTH: dict[str, Any] = {"unit_mm": 1, "values": "distance"}
+Enrolled = Callable[..., Workspace]
 BULGE = Defect("bulge", 1.2, 36.0, 17.0, 8.0)
 
 
@@ -58,10 +63,14 @@ def photo() -> bytes:
     return encode_png(render("circuit", 1, 1, size=(96, 128), noise_seed=1).image)
 
 
+def opened(root: Path, working_px: int = 96) -> Workspace:
+    memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
+    return Workspace.open(memory=memory, model=ModelSettings(cache=root / "cache", working_px=working_px))
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
-    with Workspace.open(memory=memory, model=ModelSettings(cache=tmp_path / "cache", working_px=96)) as workspace:
+    with opened(tmp_path) as workspace:
         yield workspace
 
 
@@ -81,6 +90,45 @@ def with_clouds(workspace: Workspace, n: int, **more: Any) -> None:
     stated(workspace, "scan", {"cloud": {"unit_mm": 1, **more}})
     result = enroll(workspace, "scan", [Upload(f"{i}.ply", scan(i)) for i in range(n)], kind="cloud")
     assert len(result.added) == n, result.refused
+
+
+def with_photos(workspace: Workspace, n: int) -> None:
+    assert len(enroll(workspace, "board", [Upload(f"{i}.png", photo()) for i in range(n)]).added) == n
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """A folder with so many golden samples of "plate", "scan" or "board", enrolled and calibrated once, to be copied."""
+    enrolling = {"plate": with_height_maps, "scan": with_clouds, "board": with_photos}
+
+    @cache
+    def made(product: str, n: int) -> Path:
+        root = tmp_path_factory.mktemp(f"{product}-{n}-")
+        with opened(root) as workspace:
+            enrolling[product](workspace, n)
+            current_calibration(workspace, product)  # which the first inspection would measure
+        return root
+
+    return made
+
+
+@pytest.fixture
+def enrolled(homes: Callable[[str, int], Path], tmp_path: Path) -> Iterator[Enrolled]:
+    """Opens a workspace of its own with so many golden samples of a product, and more in that one's specification."""
+    with ExitStack() as until_the_end:
+
+        def made(product: str, n: int, **more: Any) -> Workspace:
+            shutil.copytree(homes(product, n), tmp_path, dirs_exist_ok=True)
+            workspace = until_the_end.enter_context(opened(tmp_path))
+            if more:
+                stated(
+                    workspace,
+                    product,
+                    {"depth": DEPTH | more} if product == "plate" else {"cloud": {"unit_mm": 1} | more},
+                )
+            return workspace
+
+        yield made
 
 
 def inspected(workspace: Workspace, product: str, part: str, data: bytes) -> PhotoInspection:
@@ -115,8 +163,10 @@ def test_bulge_on_a_turned_height_map_is_measured_in_mm_and_a_good_part_is_not_m
     assert not good.problems
 
 
-def test_position_is_in_the_frame_of_the_golden_samples_whichever_way_the_part_lies(workspace: Workspace) -> None:
-    with_height_maps(workspace, 4)
+def test_position_is_in_the_frame_of_the_golden_samples_whichever_way_the_part_lies(
+    enrolled: Enrolled,
+) -> None:
+    workspace = enrolled("plate", 4)
     places = []
     for seed in (110, 111):
         found = values(inspected(workspace, "plate", str(seed), height_tiff(seed, BULGE)))
@@ -124,8 +174,8 @@ def test_position_is_in_the_frame_of_the_golden_samples_whichever_way_the_part_l
     assert np.hypot(*np.subtract(*places)) < 6
 
 
-def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Workspace) -> None:
-    with_height_maps(workspace, 4)
+def test_large_hole_asks_a_person_and_small_ones_are_only_said(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 4)
     made = PART.height_map(rng(1, 120), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0)
     small = inspected(workspace, "plate", "small", xyz_tiff(made.mm, MM_PER_PX))
     assert not small.problems
@@ -139,26 +189,29 @@ def test_large_hole_asks_a_person_and_small_ones_are_only_said(workspace: Worksp
 
 def test_surface_where_golden_samples_have_none_is_said_and_asks_a_person(workspace: Workspace) -> None:
     stated(workspace, "plate", {"depth": DEPTH | {"max_hole_percent": 100, "max_missing_percent": 5}})
-    maps = [PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm for i in range(4)]
-    for mm in maps[:3]:
-        mm[20:60, 30:130] = np.nan
-    files = [Upload(f"{i}.tiff", xyz_tiff(mm, MM_PER_PX)) for i, mm in enumerate(maps[:3])]
-    assert len(enroll(workspace, "plate", files, kind="depth").added) == 3
-    found = inspected(workspace, "plate", "whole", xyz_tiff(maps[3], MM_PER_PX))
+    window, second = Defect("bulge", 1, -20, 0, 22), Defect("bulge", 1, 24, 0, 18)
+
+    def made(i: int, *lost: Defect) -> bytes:
+        mm = PART.height_map(rng(1, i), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
+        # holes lie on the part, which lies elsewhere each time: on the same px of each file, they would lie on other places
+        # of it, and what is missing or too much would be what registration makes of that
+        for place in lost:
+            mm[PART.height_map(rng(1, i), place, size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mask] = np.nan
+        return xyz_tiff(mm, MM_PER_PX)
+
+    assert len(enroll(workspace, "plate", [Upload(f"{i}", made(i, window)) for i in range(3)], kind="depth").added) == 3
+    found = inspected(workspace, "plate", "whole", made(3))
     assert any("they have no surface, more than 5 % (`depth: max_missing_percent`)" in p for p in found.problems)
     assert any("where the golden samples have no surface; it is not compared" in n for n in found.remarks.notes)
-    lacking = maps[3].copy()
-    lacking[20:60, 30:130] = np.nan
-    lacking[90:130, 30:130] = np.nan
-    found = inspected(workspace, "plate", "lacking", xyz_tiff(lacking, MM_PER_PX))
+    found = inspected(workspace, "plate", "lacking", made(3, window, second))
     assert any("more than 5 % (`depth: max_missing_percent`); measure the part again" in p for p in found.problems), (
         found.problems
     )
     assert not any("they have no surface, more" in p for p in found.problems), found.problems
 
 
-def test_part_that_lies_half_outside_of_the_picture_asks_a_person(workspace: Workspace) -> None:
-    with_height_maps(workspace, 5)
+def test_part_that_lies_half_outside_of_the_picture_asks_a_person(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 5)
     made = PART.height_map(rng(1, 125), size=SIZE, mm_per_px=MM_PER_PX).mm
     assert not inspected(workspace, "plate", "turned", xyz_tiff(made, MM_PER_PX)).problems, (
         "corners of the table are no part"
@@ -184,8 +237,10 @@ def test_limit_of_what_is_not_removed_is_refused_where_it_is_set(
     check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"remove": "offset", "max_offset_mm": 2}}))
 
 
-def test_specification_of_an_earlier_version_with_a_limit_of_what_is_not_removed_is_read(workspace: Workspace) -> None:
-    with_height_maps(workspace, 3, remove="none", max_offset_mm=2)
+def test_specification_of_an_earlier_version_with_a_limit_of_what_is_not_removed_is_read(
+    enrolled: Enrolled,
+) -> None:
+    workspace = enrolled("plate", 3, remove="none", max_offset_mm=2)
     assert inspected(workspace, "plate", "1", height_tiff(150)).comparison.difference.height is not None
 
 
@@ -197,8 +252,8 @@ def test_tilt_that_no_scale_tells_asks_a_person(workspace: Workspace) -> None:
     assert any("no scale says whether the part is tilted" in p for p in found.problems), found.problems
 
 
-def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(workspace: Workspace) -> None:
-    with_height_maps(workspace, 3, max_offset_mm=5, max_tilt_deg=2)
+def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 3, max_offset_mm=5, max_tilt_deg=2)
     made = PART.height_map(rng(1, 130), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
     tilted = made + 0.06 * MM_PER_PX * np.arange(SIZE[1], dtype=np.float32)
     for part, mm, said in (("high", made + 9, "max_offset_mm"), ("tilted", tilted, "max_tilt_deg")):
@@ -206,8 +261,8 @@ def test_part_that_lies_higher_or_tilted_than_allowed_asks_a_person(workspace: W
         assert any(said in problem for problem in problems), problems
 
 
-def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace) -> None:
-    with_height_maps(workspace, 3)
+def test_planes_that_are_drawn_are_those_that_were_compared(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 3)
     result = inspected(workspace, "plate", "1", height_tiff(140, BULGE))
     comparison, difference = result.comparison, result.comparison.difference
     kept = KeptDifference(
@@ -224,8 +279,8 @@ def test_planes_that_are_drawn_are_those_that_were_compared(workspace: Workspace
     assert np.median(np.abs(planes.signed - difference.height.signed)[both]) < 0.05
 
 
-def test_planes_that_are_drawn_have_the_fit_that_the_comparison_had(workspace: Workspace) -> None:
-    with_height_maps(workspace, 3, remove="plane_and_scale")
+def test_planes_that_are_drawn_have_the_fit_that_the_comparison_had(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 3, remove="plane_and_scale")
     mm = 1.05 * PART.height_map(rng(1, 141), size=SIZE, mm_per_px=MM_PER_PX).mm
     result = inspected(workspace, "plate", "1", xyz_tiff(mm.astype(np.float32), MM_PER_PX))
     comparison, difference = result.comparison, result.comparison.difference
@@ -268,8 +323,10 @@ def test_defect_of_a_cloud_is_measured_in_its_view_and_in_the_frame_of_the_first
     assert np.linalg.norm(at[0] - at[1]) < 8
 
 
-def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it_is_much(workspace: Workspace) -> None:
-    with_clouds(workspace, 3)
+def test_part_of_a_cloud_that_was_not_scanned_is_said_and_asks_a_person_where_it_is_much(
+    enrolled: Enrolled,
+) -> None:
+    workspace = enrolled("scan", 3)
     found = inspected(workspace, "scan", "part", scan(210, partial=0.35))
     assert any("was not measured" in problem for problem in found.problems), found.problems
 
@@ -321,11 +378,6 @@ def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lie
         features = workspace.encoder.embed(picture)
         again = similarities(workspace, picture, capture.sha256, features, [hit.golden for hit in found])
         assert [h.similarity for h in again] == pytest.approx([h.similarity for h in found], abs=1e-4)
-
-
-def opened(root: Path, working_px: int = 96) -> Workspace:
-    memory = MemorySettings(home=root / "home", qdrant_url=None, bank_wait_s=1)
-    return Workspace.open(memory=memory, model=ModelSettings(cache=root / "cache", working_px=working_px))
 
 
 def two_shapes(i: int) -> Upload:
@@ -404,19 +456,24 @@ def test_golden_sample_that_is_not_added_leaves_no_place(workspace: Workspace, m
     assert len(workspace.stores.frames.of("plate")) == 3
 
 
-def test_what_lies_outside_counts_without_ignore_zones_and_with_one_badly_enrolled_golden(workspace: Workspace) -> None:
-    with_height_maps(workspace, 5)
-    made = PART.height_map(rng(1, 125), size=SIZE, mm_per_px=MM_PER_PX, turn_deg=0).mm
+def test_what_lies_outside_counts_without_ignore_zones_and_with_one_badly_enrolled_golden(
+    enrolled: Enrolled,
+) -> None:
+    workspace = enrolled("plate", 5)
+    # of the anchor itself: it is surely the nearest, and its picture is the one that the zone below covers
+    made = PART.height_map(rng(1, 0), size=SIZE, mm_per_px=MM_PER_PX).mm
     half = xyz_tiff(made[:, : SIZE[1] // 2], MM_PER_PX)
 
-    def outside(part: str) -> float:
-        height = inspected(workspace, "plate", part, half).comparison.difference.height
-        assert height is not None
-        return height.outside
+    def compared(part: str) -> tuple[list[Golden], float]:
+        found = inspected(workspace, "plate", part, half).comparison
+        assert found.difference.height is not None
+        return [hit.golden for hit in found.hits], found.difference.height.outside
 
-    before = outside("half")
+    def outside(part: str) -> float:
+        return compared(part)[1]
+
+    (*_, golden), before = compared("half")  # the least similar: by the nearest, the part is placed
     assert before > 0.2
-    golden = workspace.bank.list("plate")[-1]
     place = place_of(workspace, golden)
     away = replace(place, matrix=(1.0, 0.0, 130.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     workspace.places[golden.golden_id] = away
@@ -428,8 +485,8 @@ def test_what_lies_outside_counts_without_ignore_zones_and_with_one_badly_enroll
 
 
 @pytest.mark.parametrize("rule", ["max_hole_percent", "max_missing_percent"])
-def test_each_limit_of_what_was_not_scanned_asks_a_person_by_its_name(workspace: Workspace, rule: str) -> None:
-    with_clouds(workspace, 3, **{"max_hole_percent": 100.0, "max_missing_percent": 100.0, rule: 4.0})
+def test_each_limit_of_what_was_not_scanned_asks_a_person_by_its_name(enrolled: Enrolled, rule: str) -> None:
+    workspace = enrolled("scan", 3, **{"max_hole_percent": 100.0, "max_missing_percent": 100.0, rule: 4.0})
     found = inspected(workspace, "scan", "part", scan(210, partial=0.1))
     assert [p for p in found.problems if f"more than 4 % (`cloud: {rule}`)" in p], found.problems
     assert not inspected(workspace, "scan", "whole", scan(211)).problems
@@ -447,19 +504,14 @@ def test_each_limit_of_what_was_not_scanned_asks_a_person_by_its_name(workspace:
         ("board", lambda: depth_png(PART.height_map(rng(1), size=SIZE).mm), "intensity window"),
     ],
 )
-def test_file_of_another_kind_is_refused_by_name(workspace: Workspace, product: str, data: Any, said: str) -> None:
-    if product == "plate":
-        with_height_maps(workspace, 1)
-    elif product == "scan":
-        with_clouds(workspace, 1)
-    else:
-        enroll(workspace, "board", [Upload("p.png", photo())])
+def test_file_of_another_kind_is_refused_by_name(enrolled: Enrolled, product: str, data: Any, said: str) -> None:
+    workspace = enrolled(product, 1)
     with pytest.raises(ImageError, match=said):
         record_capture(workspace.stores, "1", product, Upload("p", data()), settings=workspace.model_settings)
 
 
-def test_what_a_number_means_cannot_change_once_golden_samples_are_enrolled(workspace: Workspace) -> None:
-    with_height_maps(workspace, 1)
+def test_what_a_number_means_cannot_change_once_golden_samples_are_enrolled(enrolled: Enrolled) -> None:
+    workspace = enrolled("plate", 1)
     with pytest.raises(SpecError, match="cannot change"):
         check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"unit_mm": 2}}))
     before = calibration_key(workspace, "plate", 4)
