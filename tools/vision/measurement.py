@@ -20,7 +20,7 @@ from refdiff.model.errors import InputError
 from refdiff.model.images import Box, Mask, RgbImage, widen
 from refdiff.tools.vision.crops import clip_box, warp_window
 from refdiff.tools.vision.regions import MAP_PX, map_size, map_window, place_name
-from refdiff.tools.vision.registration import Alignment, magnitude
+from refdiff.tools.vision.registration import Alignment, steepness
 from refdiff.tools.vision.shape import filled, is_line, length_and_width, tight, union
 
 Method = Literal["difference", "contrast", "map"]  # the surest first
@@ -326,9 +326,7 @@ def _nudge(window: _Window, other: Plane, misfit: float) -> tuple[Plane, float]:
 
 
 def _edges(picture: Plane) -> Plane:
-    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 1.0)
-    gx, gy = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
-    return magnitude(np.asarray(gx, np.float32), np.asarray(gy, np.float32))
+    return steepness(cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 1.0))
 
 
 def _matched(window: _Window, other: Plane, channel: int, covered: Mask) -> Plane:
