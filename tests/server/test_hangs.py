@@ -112,6 +112,7 @@ def test_inspection_that_hangs_is_taken_over_once_and_filed_once(
         assert [r.part_id for r in reversed(service.stores.inspections.list())] == ["11", "12"]
 
 
+@pytest.mark.long
 def test_inspection_that_hangs_twice_fails_and_holds_nothing_up(ready: Path) -> None:
     with InspectionService.open(role="server") as service:
         stuck, behind = submit(service, "21", "a"), submit(service, "22", "a")
@@ -175,6 +176,7 @@ def served() -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
         process.communicate()
 
 
+@pytest.mark.long
 def test_mcp_server_ends_with_what_hangs(ready: Path) -> None:
     with InspectionService.open(role="server") as service:
         photo_of(service, job := submit(service, "61"))
