@@ -73,7 +73,8 @@ def ending_if_hung(hung: Callable[[], str | None], within_s: float) -> Iterator[
         while not hung():
             if over.wait(_LOOK_S):
                 return
-        time.sleep(_SEEN_S)
+        if over.wait(_SEEN_S):  # it has ended by itself
+            return
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(within_s)
         end_if_hung(hung())
@@ -88,6 +89,9 @@ def ending_if_hung(hung: Callable[[], str | None], within_s: float) -> Iterator[
 def end_if_hung(hung: str | None) -> None:
     """End the process at once, with exit code HUNG, if something hangs in it: an orderly end would wait for its thread."""
     if hung:
+        last = threading.Timer(_SEEN_S, os._exit, (HUNG,))  # what hangs may hold the locks of the streams, too
+        last.daemon = True
+        last.start()
         print(f"refdiff: {hung}; this process ends, to be started again", file=sys.stderr)
         logging.shutdown()
         with contextlib.suppress(OSError, ValueError):

@@ -324,7 +324,8 @@ class InspectionQueue:
     def _keep(self) -> None:
         """Renew the lease, and the news that this process takes jobs."""
         told = False  # once, not with each try
-        while self.hung is None:
+        # what else hangs in this process is no matter of the inspection that runs
+        while not self._is_given_up(self._doing):
             try:
                 self._jobs.keep(self.worker, self._lease_s)
                 told = False

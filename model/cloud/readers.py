@@ -41,7 +41,8 @@ _UNSTATED = (
     "{name}: a file of points does not say its unit; state it in the specification of the product, under `cloud`: `unit_mm: "
     "1` (mm of one unit: 1000 for metres, 25.4 for inches)"
 )
-_VERTEX = rb"(?i)\bvertex[ \t]+[-+.\d]"  # of a text STL; no search from line to line: blank lines would take for ever
+# of a text STL; no search from line to line: blank lines would take for ever
+_VERTEX = rb"(?i)\bvertex(?:[ \t]+[-+.\d][-+.\de]*){3}"
 _KINDS = "PLY, PCD, STL and text with x y z a line are"
 _PICTURES = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"RIFF")
 

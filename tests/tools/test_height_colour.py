@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refdiff.memory.rows.calibrations import Calibration, OfMap
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import DamagedError, ImageError, InputError, SpecError
 from refdiff.model.height.colour_file import split_colour, with_colour
+from refdiff.model.height.difference import HeightDifference
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import SolidPart, depth_png, xyz_tiff
@@ -22,11 +25,12 @@ from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_phot
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import kept_difference
-from refdiff.tools.inspection.colour import joint_scores, maps_of, on_photo
-from refdiff.tools.inspection.difference import Difference
+from refdiff.tools.inspection.colour import as_each_stands_out, as_one, joint_scores, maps_of, on_photo, places_apart
+from refdiff.tools.inspection.difference import ColourDifference, Difference
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.vision.regions import find_regions
 from refdiff.tools.workspace import Workspace
 
 PART = SolidPart("bracket")
@@ -120,6 +124,11 @@ def test_what_may_belong_to_two_is_given_to_none(workspace: Workspace, tmp_path:
         with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings)
     named = with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings, tmp_path / "rgb" / "1.png")
     assert named == Upload("1.tiff", height, photo)
+    write(tmp_path, other__1_tiff=height)
+    (tmp_path / "good" / "1.png").unlink()
+    for folder in ("good", "other"):
+        with pytest.raises(ImageError, match=r"rgb/1\.png may be its colour photo or that of"):
+            with_its_photo(tmp_path / folder / "1.tiff", workspace.model_settings)
 
 
 def test_photo_that_stayed_beside_a_newer_height_map_of_the_part_is_refused(
@@ -202,6 +211,24 @@ def test_colour_of_a_raster_larger_than_a_map_lies_on_the_px_of_the_heights() ->
     large = on_photo(small, height.shape)
     assert (large.anomaly_map.shape, large.cell, large.cell_of(height.shape)) == (height.shape, 8.0, 8.0)
     assert on_photo(small, (150, 100, 3)) is small
+
+
+def test_weak_stain_that_touches_a_strong_dent_is_a_place_of_its_own_where_the_colour_stands_out() -> None:
+    ys, xs = np.mgrid[0:96, 0:96].astype(np.float32)
+    dent, stain = (
+        np.where(np.hypot(xs - x, ys - 48) < 9, high, 0).astype(np.float32) for x, high in ((40, 60), (59, 3))
+    )
+    types = np.zeros((1, 12, 12), np.float32)
+    found = Difference(stain, 3.0, 3.0, 1, 1, types, 4.0, "", 0.0)
+    height = HeightDifference(
+        dent, dent, dent, (0, 0, 0), 1, 0.1, dent, *(np.ones(dent.shape, bool),) * 3
+    )  # only its deviations count
+    both = replace(found, anomaly_map=dent, height=height, colour=ColourDifference(found, None, None))  # type: ignore[arg-type]
+    both = as_one(both, calibration := Calibration("plate", "", [], 1, 2, 4, maps=[OfMap(0, 1, 1), OfMap(0, 1, 1)]))
+    regions = find_regions(both.anomaly_map, 1, types, dent.shape, 4.0)
+    assert not places_apart(as_each_stands_out(both, calibration, lambda score: score > 3), regions, dent.shape)
+    [apart] = places_apart(as_each_stands_out(both, calibration, lambda score: score >= 3), regions, dent.shape)
+    assert apart.peak == 3
 
 
 def test_what_is_kept_of_a_comparison_holds_the_colours_part_of_the_map() -> None:

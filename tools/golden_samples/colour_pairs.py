@@ -28,11 +28,28 @@ def with_its_photo(height: Path | Upload, settings: ModelSettings, colour: Path 
         return height
     height = height.absolute()
     photos = [colour] if colour else _photos([height, *_of_its_name(height)]).get(height, [])
+    if photos and not colour:
+        _check_its_own(height, Path(photos[0]))
     if len(photos) > 1:
         names = ", ".join(storable(str(Path(*p.parts[-2:]))) for p in photos)
         raise ImageError(f"{storable(height.name)}: several files may be its colour photo ({names}); leave one of them")
     photo = read_photo(Path(photos[0]), settings) if photos else None
     return Upload(height.name, read_photo(height, settings), photo)
+
+
+def _check_its_own(height: Path, photo: Path) -> None:
+    """Raises ImageError where a photo of the folder `rgb` may as well be that of a height map in another folder."""
+    if photo.parent.name != COLOUR_FOLDER:
+        return
+    with contextlib.suppress(OSError):
+        for folder in photo.parent.parent.iterdir():
+            others = (folder / f"{height.stem}{suffix}" for suffix in _HEIGHTS)
+            if folder not in (height.parent, photo.parent) and any(other.is_file() for other in others):
+                raise ImageError(
+                    f"{storable(height.name)}: {COLOUR_FOLDER}/{storable(photo.name)} may be its colour photo or that of "
+                    f"{storable(folder.name)}/{storable(height.stem)}; give each folder of height maps its own, or name it: "
+                    "--colour FILE"
+                )
 
 
 def height_maps(files: Iterable[Path | Upload]) -> list[Path | Upload]:

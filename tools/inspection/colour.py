@@ -128,9 +128,9 @@ def as_each_stands_out(
     if calibration is None or not calibration.maps or difference.colour is None:
         return difference
     height, colour = (
-        PART_OF_PEAK * peak / of.threshold
-        if 0 < peak < of.threshold and stands_out((score - of.middle) / of.spread)
-        else 1.0
+        (1.0 if peak >= of.threshold else PART_OF_PEAK * peak / of.threshold)
+        if peak > 0 and stands_out((score - of.middle) / of.spread)
+        else None
         for (score, peak), of in zip(raw_scores(difference), calibration.maps, strict=True)
     )
     return replace(difference, least=(height, colour))
@@ -142,7 +142,7 @@ def places_apart(difference: Difference, found: Sequence[Region], size: tuple[in
         return []
     apart: list[Region] = []
     for plane, least in zip(_planes(difference), difference.least, strict=True):
-        if least < 1 and not any(_shows(plane, region) for region in found):
+        if least is not None and not any(_shows(plane, region) for region in found):
             own = np.asarray(plane * np.float32(least), np.float32)
             apart += find_regions(own, least, difference.types, size, difference.cell)[:1]
     return apart
@@ -223,7 +223,9 @@ def _planes(difference: Difference) -> list[F32]:
     assert difference.height is not None, "compared in height"
     assert difference.colour is not None, "compared in colour"
     raw = difference.height.deviation, difference.colour.found.anomaly_map
-    units = [threshold * least for threshold, least in zip(difference.thresholds, difference.least, strict=True)]
+    units = [
+        threshold * (least or 1.0) for threshold, least in zip(difference.thresholds, difference.least, strict=True)
+    ]
     return [np.asarray(p / np.float32(unit), np.float32) for p, unit in zip(raw, units, strict=True)]
 
 

@@ -52,13 +52,11 @@ class Difference:
     height: HeightDifference | None = None  # of a height map: the same
     scan: CloudDifference | None = None  # of a point cloud: the same
     colour: ColourDifference | None = None  # of a height map with a colour photo: see `colour.as_one`
-    thresholds: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # the same: mm of height, and of the colour's map, that are 1 of the map
-
-    # the same: parts of the thresholds from which a place is one of height, and of colour; see `colour.as_each_stands_out`
-    least: tuple[float, float] = (1.0, 1.0)
+    # the same: mm of height, and of the colour's map, that are 1 of the map
+    thresholds: tuple[float, float] = (1.0, 1.0)
+    # the same: of what stands out alone, the part of its threshold from which a place is one of it; see
+    # `colour.as_each_stands_out`
+    least: tuple[float | None, float | None] = (None, None)
 
     @property
     def offset(self) -> float:

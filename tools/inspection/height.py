@@ -86,7 +86,12 @@ def _outside(query: F32, nearest: RegisteredGolden) -> float:
     if values is None or not nearest.alignment.ok:
         return 0.0
     own, size = place_of(workspace, golden), (values.shape[0], values.shape[1])
-    goldens = workspace.bank.list(golden.product, IN_USE)
+    frames = workspace.stores.frames.of(golden.product)
+    goldens = [
+        g
+        for g in workspace.bank.list(golden.product, IN_USE)
+        if frames.get(g.golden_id, own.anchor_id) == own.anchor_id
+    ]
     shown, asked = np.zeros(size, np.uint8), 0
     for other in goldens[:: max(1, -(-len(goldens) // _FRAMED_BY))] or [golden]:
         with contextlib.suppress(DamagedError):  # one that was never placed, and cannot be any more

@@ -161,6 +161,7 @@ def inspect_photo(
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
     found = regions_of(comparison, threshold, at_least_one=suspicious)
+    crowded = len(found) >= MAX_REGIONS
     found += places_apart(difference, found, comparison.nearest.size)
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
@@ -192,7 +193,6 @@ def inspect_photo(
             there = against_golden(query, comparison, calibration, [(r.region.type, r.measurement) for r in regions])
         regions = [replace(r, golden=g) for r, g in zip(regions, there, strict=True)]
     by = network.sha256 if network else None
-    crowded = len(found) >= MAX_REGIONS
     return PhotoInspection(
         comparison,
         calibration,
