@@ -47,7 +47,7 @@ class AgentSettings(BaseSettings):
     )  # fmt: skip
     hang_s: float = Field(
         default=900.0, ge=1, le=86_400,
-        description="Seconds for one step of an inspection, calibration, enrolment or fit after which it is taken to hang.",
+        description="Seconds for one step of an inspection, calibration, enrolment, export or fit after which it hangs.",
     )  # fmt: skip
     blind_share: float = Field(
         default=0.02, ge=0, le=1, description="Share of inspections that a person judges blind (REFDIFF_BLIND_SHARE)."

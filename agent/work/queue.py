@@ -512,7 +512,8 @@ class InspectionQueue:
             self._blamed = None
         if self._is_given_up(work):  # the journal has its end, or another process runs it
             return None
-        self._jobs.finish(inspection_id, None, self.worker)
+        with self._watch.over(f"noting the end of inspection {inspection_id}"):
+            self._jobs.finish(inspection_id, None, self.worker)
         self._failing.discard(inspection_id)
         self._outage = None
         self.finished["done"] += 1

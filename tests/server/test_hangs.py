@@ -221,6 +221,25 @@ def test_calibration_that_hangs_is_named(ready: Path, monkeypatch: pytest.Monkey
         asking.join(WAIT_S)
 
 
+def test_journal_that_does_not_answer_at_the_end_of_an_inspection_is_named(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    with InspectionService.open() as service:
+        finish = service.jobs.finish
+
+        def unanswered(*arguments: Any) -> None:
+            answers.wait(WAIT_S)
+            finish(*arguments)
+
+        monkeypatch.setattr(service.jobs, "finish", unanswered)
+        job = submit(service, "11")
+        until(lambda: service.hung)
+        answers.set()
+        named = f"noting the end of inspection {job.inspection_id} has taken no step for {HANG_S} s (REFDIFF_HANG_S)"
+        assert service.hung == named
+
+
 def test_fit_that_hangs_has_failed(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "fit_network", lambda net, *arguments: net)
     monkeypatch.setattr(background_fit, "_STOP_S", 0.2)
