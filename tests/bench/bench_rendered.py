@@ -101,10 +101,15 @@ def main(
     good: Annotated[int, typer.Option(min=4, help="Good images a product, half of them to enrol.")] = 80,
     bad: Annotated[int, typer.Option(min=1, help="Defective images a product.")] = 40,
     size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images, px.")] = 320,
+    only: Annotated[list[str] | None, typer.Option(help="Only this product. Several times.")] = None,
 ) -> None:
     """Draw rendered products for `refdiff evaluate`: turned parts, component defects, variants."""
+    if unknown := set(only or ()) - {p.name for p in PRODUCTS}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose of {', '.join(p.name for p in PRODUCTS)}")
     try:
         for product in PRODUCTS:
+            if only and product.name not in only:
+                continue
             draw(product, out, seed=seed, good=good, bad=bad, size=size)
             print(f"{out / product.name}: {good} good, {bad} defective", file=sys.stderr)
     except RefDiffError as e:
