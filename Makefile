@@ -29,7 +29,7 @@ demo: install ## enrol real solar cells, inspect six parts, write the reports
 	$(BIN)/refdiff demo
 
 test: install ## run the tests (needs no browser, vLLM or research data)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 vllm: $(VLLM)/.installed ## install vLLM with the RefDiff plugin in .venv-vllm (CUDA build if there is a GPU, else CPU)
 
