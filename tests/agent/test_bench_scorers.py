@@ -16,7 +16,6 @@ from scorers import (
     BANK,
     OURS,
     PEER,
-    PRODUCT,
     _escapes_at,
     _rates,
     _Scores,
@@ -40,7 +39,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _options(**other: object) -> argparse.Namespace:
-    plain: dict[str, object] = dict.fromkeys(("random_golden", "no_alignment", "product"), False)
+    plain: dict[str, object] = dict.fromkeys(("random_golden", "no_alignment"), False)
     plain |= {"goldens": 3, "test": 3, "references": 1, "alpha": 0.05}
     return argparse.Namespace(**(plain | other))
 
@@ -123,10 +122,3 @@ def test_latency_laps_cover_every_query_and_add_up() -> None:
     assert {len(v) for v in pair.values()} == {2}
     assert all((v > 0).all() for v in pair.values())
     assert {"encoder pass", "patch distance", "soft matching, pixels", "network", "pair in all"} <= set(pair)
-
-
-def test_product_is_scored_as_an_inspection_does_beside_patch_knn(bench: Path) -> None:
-    run = run_seed(bench / "boards", 0, {}, _options(product=True))
-    assert set(run.scores) == {PEER, BANK, PRODUCT}
-    assert len(run.scores[PRODUCT]) == len(run.labels)
-    assert len(run.goldens[PRODUCT]) == 3

@@ -189,28 +189,29 @@ def measure(
 def bank(root: _Root, out: _Out, goldens: _Goldens, draws: _Draws = 5, first: _First = 0, test: _Test = 30) -> None:
     """patch-kNN against the whole bank, on the same draws."""
     there = {r.key() for r in known(out)}
-    seeds = [s for s in range(first, first + draws) if any((root.name, BANK, s, n, 0) not in there for n in goldens)]
-    if not seeds:
-        return
-    drawn = {s: draw(root, s, test) for s in seeds}
-    good = sorted({p for d in drawn.values() for p in d.pool})
-    cells = dict(_cells([*good, *sorted({s.path for d in drawn.values() for s in d.tested} - set(good))]))
-    scores: dict[tuple[int, int], dict[Path, float]] = defaultdict(dict)
-    place = {path: i for i, path in enumerate(good)}
-    for path, query in track(cells.items(), f"{root.name}, bank", console=Console(file=sys.stderr)):
+    for seed in range(first, first + draws):
+        missing = [n for n in goldens if (root.name, BANK, seed, n, 0) not in there]
+        if missing:
+            for run in _banks(root.name, draw(root, seed, test), seed, missing):
+                _keep(out, run)
+
+
+def _banks(name: str, drawn: Draw, seed: int, counts: Sequence[int]) -> Iterator[Run]:
+    """patch-kNN of one draw with so many golden samples."""
+    most = max((drawn.goldens(n) for n in counts), key=len)
+    cells = dict(_cells([*most, *(s.path for s in drawn.tested)]))
+    scores: dict[int, dict[Path, float]] = defaultdict(dict)
+    for path, query in track(cells.items(), f"{name}, bank, draw {seed}", console=Console(file=sys.stderr)):
         flat = query.flatten(1).T
-        nearest = torch.stack([(flat @ cells[g].flatten(1)).amax(1) for g in good])  # (goldens, cells)
-        for seed, one in drawn.items():
-            for count in goldens:
-                chosen = [place[g] for g in one.goldens(count) if g != path]
-                scores[seed, count][path] = image_score((1 - nearest[chosen].amax(0)).numpy())
-    for (seed, count), of in scores.items():
-        one = drawn[seed]
-        limits = np.array([of[g] for g in one.goldens(count)])
-        tested = [of[s.path] for s in one.tested]
+        nearest = torch.stack([(flat @ cells[g].flatten(1)).amax(1) for g in most])  # (goldens, cells)
+        for count in counts:
+            chosen = [i for i, g in enumerate(drawn.goldens(count)) if g != path]
+            scores[count][path] = image_score((1 - nearest[chosen].amax(0)).numpy())
+    for count, of in scores.items():
+        limits = np.array([of[g] for g in drawn.goldens(count)])
+        tested = [of[s.path] for s in drawn.tested]
         p = [float((1 + (limits >= s).sum()) / (len(limits) + 1)) for s in tested]
-        if (root.name, BANK, seed, count, 0) not in there:
-            _keep(out, Run(root.name, BANK, seed, count, len(limits), 0, [s.label for s in one.tested], tested, p))
+        yield Run(name, BANK, seed, count, len(limits), 0, [s.label for s in drawn.tested], tested, p)
 
 
 def _cells(paths: Sequence[Path]) -> Iterator[tuple[Path, torch.Tensor]]:

@@ -1,14 +1,12 @@
 """The learned difference beside what peers do, on the same images, goldens and registrations.
 
 python tests/bench/scorers.py --bench bench-data --sets SET ... --weights NAME=FILE ... --seeds 5
-python tests/bench/scorers.py --bench bench-data --sets SET ... --product --seeds 5
 
 Rows: patch-kNN (Roth et al. 2022: stride 8 and 16 features, cosine distance to the nearest patch, mean of the largest 1 %)
 against the nearest golden and against the whole bank; the training-free difference of this product; every network given.
 Each seed draws other goldens from the good images, the rest are tested. Intervals are stratified bootstraps. FR and
 escapes: at the threshold that the goldens themselves give, leave-one-out; "at bank's FR": escapes where as many good ones
-fail as the full bank fails. --product: instead of the parts of the difference, what an inspection makes of the photo (tiles,
-calibration, golden samples in doubt and all), beside patch-kNN.
+fail as the full bank fails. Whole inspections: golden_draws.py.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from torch import Tensor
 from refdiff.agent.evaluation.layouts import load_masks, read_mvtec
 from refdiff.agent.evaluation.metrics import PixelMetrics, auroc_interval, image_auroc, paired_auroc_difference
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
-from refdiff.memory.records.calibrations import Calibration
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.comparing import SCORED_PART, fuse, network_input
 from refdiff.model.difference.features import Features
@@ -46,15 +43,12 @@ from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.tools.framing.photos import Grid, alignment, own_grid, photo_on
-from refdiff.tools.inspection.calibration import attained_alpha, calibrate, in_doubt, with_counts, with_pose
-from refdiff.tools.inspection.comparison import compare
+from refdiff.tools.inspection.calibration import attained_alpha
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, RegisteredGolden, comparison_grid
 from refdiff.tools.inspection.retrieval import retrieve_reference
-from refdiff.tools.vision.regions import map_window
 from refdiff.tools.workspace import Workspace
 
 PEER, BANK, OURS = "patch-kNN, nearest", "patch-kNN, full bank", "training-free"
-PRODUCT = "the product"
 
 
 @dataclass
@@ -64,7 +58,6 @@ class _Scores:
     labels: list[int] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
     goldens: dict[str, list[float]] = field(default_factory=dict)
-    doubted: int = 0  # goldens that the product doubts
     pixels: dict[str, PixelMetrics] = field(default_factory=dict)
     ms: dict[str, list[float]] = field(default_factory=dict)
 
@@ -134,9 +127,6 @@ class _ToolSession:
     def rows(self, path: Path, image: RgbImage, features: Features, without: Sequence[str] = ()) -> dict[str, _Row]:
         """without: golden ids left out."""
         workspace, options = self._services, self._options
-        if options.product:
-            (nearest,) = retrieve_reference(workspace, features, "p", 1, without)
-            return self.peers_of(image, features, nearest.golden.golden_id, without)
         hits = retrieve_reference(workspace, features, "p", options.references, without)
         if options.random_golden:
             others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
@@ -170,15 +160,6 @@ class _ToolSession:
             rows[f"{name}, network alone"] = _Row(alone.numpy(), grid, 4, image_score(alone, part=SCORED_PART))
         return rows
 
-    def inspected(self, image: RgbImage, calibration: Calibration) -> tuple[float, np.ndarray, float]:
-        """What an inspection makes of a photo: score, map of the photo's size, ms."""
-        started = time.perf_counter()
-        found = compare(self._services, image, "p", references=self._options.references)
-        found = with_pose(image, with_counts(found, calibration)[0], calibration)[0]
-        took = _ms(started)
-        size = (image.shape[0], image.shape[1])
-        return found.difference.score, map_window(found.difference.anomaly_map, (0, 0, size[1], size[0]), size), took
-
 
 def _ms(started: float) -> float:
     return (time.perf_counter() - started) * 1000
@@ -208,11 +189,6 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options
             image, features = workspace.golden_image(golden), workspace.golden_features(golden)
             for name, row in bench.rows(path, image, features, [golden.golden_id]).items():
                 out.goldens.setdefault(name, []).append(row.score)
-        calibration = None
-        if options.product:
-            calibration = calibrate(workspace, "p", options.references)
-            out.goldens[PRODUCT] = list(calibration.scores)
-            out.doubted = in_doubt(workspace, calibration)
         for path, label, masks in tests:
             image = decode_image(path.read_bytes(), name=path.name)
             features = workspace.encoder.embed(image)
@@ -225,12 +201,6 @@ def run_seed(root: Path, seed: int, models: dict[str, DifferenceScorer], options
                 if data.has_masks and (label == 0 or mask is not None):
                     full = _full(row, image.shape[:2])
                     out.pixels.setdefault(name, PixelMetrics()).add(full, mask)
-            if calibration is not None:
-                score, full, took = bench.inspected(image, calibration)
-                out.scores.setdefault(PRODUCT, []).append(score)
-                out.ms.setdefault(PRODUCT, []).append(took)
-                if data.has_masks and (label == 0 or mask is not None):
-                    out.pixels.setdefault(PRODUCT, PixelMetrics()).add(full, mask)
     return out
 
 
@@ -239,7 +209,7 @@ def _rates(run: _Scores, method: str, alpha: float) -> tuple[int, int]:
     known = np.array(run.goldens[method])
     p = np.array([(1 + (known >= s).sum()) / (len(known) + 1) for s in run.scores[method]])
     # no rounding error of the sum may decide
-    failed = p <= attained_alpha(alpha, len(known), run.doubted if method == PRODUCT else 0) + 1e-9
+    failed = p <= attained_alpha(alpha, len(known)) + 1e-9
     labels = np.array(run.labels)
     return int(failed[labels == 0].sum()), int((~failed[labels == 1]).sum())
 
@@ -262,7 +232,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=80, help="good and defective images tested, at most")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--alpha", type=float, default=0.05, help="false-reject rate asked for")
-    parser.add_argument("--product", action="store_true", help="what an inspection says, beside patch-kNN")
     parser.add_argument("--random-golden", action="store_true")
     parser.add_argument("--no-alignment", action="store_true")
     parser.add_argument("--out", type=Path, help="scores as JSON")
