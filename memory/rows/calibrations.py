@@ -42,6 +42,10 @@ class OfMap:
     spread: float  # > 0, robust standard deviation of these
     threshold: float  # > 0, of the map, above which a place is a region
 
+    def standing(self, score: float) -> float:
+        """By how many robust standard deviations of the good parts an image score lies above their median."""
+        return (score - self.middle) / self.spread
+
 
 @dataclass(frozen=True)
 class Calibration:

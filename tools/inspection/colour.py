@@ -82,18 +82,16 @@ def as_one(difference: Difference, calibration: Calibration | None) -> Differenc
     if difference.colour is None or difference.height is None:
         return difference
     colour, scored = difference.colour.found, (calibration.maps if calibration else []) or [_PLAIN, _PLAIN]
-    raw = ((difference.height.deviation, float(difference.height.deviation.max())), (colour.anomaly_map, colour.score))
-    maps = [plane / np.float32(of.threshold) for (plane, _), of in zip(raw, scored, strict=True)]
-    both = np.maximum(*maps)
+    difference = replace(difference, thresholds=(scored[0].threshold, scored[1].threshold), least=(None, None))
+    both = np.maximum(*_planes(difference))
     return replace(
         difference,
         anomaly_map=both,
-        score=max((score - of.middle) / of.spread for (_, score), of in zip(raw, scored, strict=True)),
+        score=_joint(raw_scores(difference), scored),
         peak=float(both.max()),
         scored=max(difference.scored, colour.scored),
         focus_problem=colour.focus_problem,
         level=colour.level,  # another light shows in the colour alone
-        thresholds=(scored[0].threshold, scored[1].threshold),
     )
 
 
@@ -111,10 +109,8 @@ def as_photo(comparison: Comparison, calibration: Calibration | None) -> tuple[C
 
 def height_alone(difference: Difference, calibration: Calibration) -> float | None:
     """The image score that the height would have alone; None where no colour was compared."""
-    if difference.colour is None or difference.height is None:
-        return None
-    of = calibration.maps[0]
-    return (float(difference.height.deviation.max()) - of.middle) / of.spread
+    scores = raw_scores(difference)
+    return calibration.maps[0].standing(scores[0][0]) if scores else None
 
 
 def as_each_stands_out(
@@ -129,7 +125,7 @@ def as_each_stands_out(
         return difference
     height, colour = (
         (1.0 if peak >= of.threshold else PART_OF_PEAK * peak / of.threshold)
-        if peak > 0 and stands_out((score - of.middle) / of.spread)
+        if peak > 0 and stands_out(of.standing(score))
         else None
         for (score, peak), of in zip(raw_scores(difference), calibration.maps, strict=True)
     )
@@ -161,6 +157,11 @@ def raw_scores(difference: Difference) -> list[tuple[float, float]]:
     return [(highest, highest), (colour.score, colour.peak)]
 
 
+def _joint(scores: Sequence[tuple[float, float]], maps: Sequence[OfMap]) -> float:
+    """The image score of both maps together. scores: `raw_scores`."""
+    return max(of.standing(score) for (score, _), of in zip(scores, maps, strict=True))
+
+
 def maps_of(good: Sequence[Sequence[tuple[float, float]]]) -> list[OfMap]:
     """What good parts show in each map. good: `raw_scores` of each part."""
     return [_of_map([s for s, _ in part], [p for _, p in part]) for part in zip(*good, strict=True)]
@@ -174,8 +175,7 @@ def joint_scores(good: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[fl
     """
     of_all, scores, peaks = maps_of(good), [], []
     for i, part in enumerate(good):
-        others = maps_of([*good[:i], *good[i + 1 :]])
-        scores.append(max((s - of.middle) / of.spread for (s, _), of in zip(part, others, strict=True)))
+        scores.append(_joint(part, maps_of([*good[:i], *good[i + 1 :]])))
         peaks.append(max(p / of.threshold for (_, p), of in zip(part, of_all, strict=True)))
     return scores, peaks
 
