@@ -42,7 +42,6 @@ _PIXEL_QUANTILE = 0.975  # of each map: of both together, .95 of the good parts 
 _CORE = 0.5  # of a place's strength: what is measured of it
 _PLAIN = OfMap(0.0, 1.0, 1.0)  # without calibration, values are what they are
 _LEAST = 1e-9  # instead of dividing by 0
-_BESIDE_PX = 3  # around a place that was measured: what is looked at to say which map found it
 
 
 def compare_colour(
@@ -194,28 +193,26 @@ def measure_either(comparison: Comparison, region: Region, scale: ResolvedScale)
     assert difference.colour is not None, "compared in colour, too"
     planes, found = _planes(difference), difference.colour.found
     x0, y0, x1, y1 = region.box
-    there = [np.where(region.mask, plane[y0:y1, x0:x1], 0.0) for plane in planes]
-    if _found_in(there) == (FOUND_IN_COLOUR,):
+    if found_in(difference, region) == (FOUND_IN_COLOUR,):
         nearest, query = difference.colour.nearest, difference.colour.query
         return measure(
             query, nearest.workspace.golden_image(nearest.golden), nearest.alignment, planes[1], region.box,
             mask=region.mask, cell=found.cell_of(query.shape), mm_per_px=scale.mm_per_px,
             scale_uncertainty=scale.uncertainty,
         )  # fmt: skip
+    there = [np.where(region.mask, plane[y0:y1, x0:x1], 0.0) for plane in planes]
     cores = [plane >= _CORE * plane.max() for plane in there if plane.max() >= 1]
     core = region.mask & np.logical_or.reduce(cores or [there[0] >= _CORE * there[0].max()])
     return of_mask(region.box, core, difference.anomaly_map.shape, scale.mm_per_px, scale.uncertainty)
 
 
-def found_in(difference: Difference, measurement: Measurement) -> tuple[str, ...]:
-    """Which maps a place that was measured was found in: those above their threshold there, else the higher one."""
-    (x0, y0, x1, y1), side = measurement.box, _BESIDE_PX
-    h, w = difference.anomaly_map.shape
-    box = (max(0, x0 - side), max(0, y0 - side), min(w, x1 + side), min(h, y1 + side))
-    mask = np.zeros((box[3] - box[1], box[2] - box[0]), np.uint8)
-    mask[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]] = measurement.mask
-    near = cv2.dilate(mask, np.ones((2 * side + 1, 2 * side + 1), np.uint8)) > 0
-    return _found_in([np.where(near, plane[box[1] : box[3], box[0] : box[2]], 0.0) for plane in _planes(difference)])
+def found_in(difference: Difference, region: Region) -> tuple[str, ...]:
+    """Which maps a region was found in: those above their threshold there, else the higher one."""
+    x0, y0, x1, y1 = region.box
+    height, colour = (float(plane[y0:y1, x0:x1][region.mask].max()) for plane in _planes(difference))
+    if height >= 1 and colour >= 1:
+        return FOUND_IN_HEIGHT, FOUND_IN_COLOUR
+    return (FOUND_IN_HEIGHT,) if height >= colour else (FOUND_IN_COLOUR,)
 
 
 def _planes(difference: Difference) -> list[F32]:
@@ -227,13 +224,6 @@ def _planes(difference: Difference) -> list[F32]:
         threshold * (least or 1.0) for threshold, least in zip(difference.thresholds, difference.least, strict=True)
     ]
     return [np.asarray(p / np.float32(unit), np.float32) for p, unit in zip(raw, units, strict=True)]
-
-
-def _found_in(there: Sequence[F32]) -> tuple[str, ...]:
-    height, colour = (float(plane.max()) for plane in there)
-    if height >= 1 and colour >= 1:
-        return FOUND_IN_HEIGHT, FOUND_IN_COLOUR
-    return (FOUND_IN_HEIGHT,) if height >= colour else (FOUND_IN_COLOUR,)
 
 
 def said_of_colour(difference: Difference, measurement: Measurement) -> tuple[MeasuredType, Quantity]:
