@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import shlex
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -131,6 +132,17 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             return self._tried[0]
         known = self.stores.networks.get(product)
         return None if known is None or self.outdated(known) else known
+
+    def __copy__(self) -> Self:
+        """The same stores and caches. Not what is bound to this one: itself in colour, and its cached methods, which
+        `cachedmethod` keeps in the instance."""
+        copied = object.__new__(type(self))
+        vars(copied).update(
+            (name, value)
+            for name, value in vars(self).items()
+            if name != "in_colour" and not callable(inspect.getattr_static(type(self), name, None))
+        )
+        return copied
 
     def trying(self, networks: ProductNetworks, scorers: Sequence[Network]) -> Self:
         """The same stores and caches, where the product has these networks already; everywhere else it does not yet."""
