@@ -33,7 +33,7 @@ from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import How, Look, PlacingReader, Reading
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
+from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, edge_correlation_at, on_grid
 
 if TYPE_CHECKING:  # what opens databases and runs torch is loaded when it is first used: a device has neither
     from refdiff.memory.golden_bank.bank import GoldenBank
@@ -347,6 +347,12 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             return reader.alignment(self.reading(query_key, product), self.reading(sha256, product, "golden sample"))
         golden = self._view(sha256, product, lambda: self.image(sha256, product, "golden sample"))
         return align(self._view(query_key, product, lambda: query), golden)
+
+    def edge_correlation(self, query: RgbImage, query_key: str, golden: Golden, matrix: Matrix) -> float:
+        """-1..1: how well the edges of a photo fall on those of a golden, where that lies. query_key: sha256 of the photo;
+        matrix: (3, 3), golden px -> photo px. Raises as `golden_image`."""
+        theirs = self._view(golden.sha256, golden.product, lambda: self.golden_image(golden))
+        return edge_correlation_at(self._view(query_key, golden.product, lambda: query), theirs, matrix)
 
     @cachedmethod(
         attrgetter("_views"), key=lambda self, sha256, product, _: (sha256, product), lock=attrgetter("_cache_lock")

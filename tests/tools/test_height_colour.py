@@ -18,7 +18,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import DamagedError, ImageError, InputError, SpecError
 from refdiff.model.height.colour_file import split_colour, with_colour
 from refdiff.model.height.difference import HeightDifference
-from refdiff.model.images import encode_png
+from refdiff.model.images import F32, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import SolidPart, depth_png, xyz_tiff
 from refdiff.tools.golden_samples.captures import record_capture
@@ -26,12 +26,20 @@ from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_phot
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import kept_difference
-from refdiff.tools.inspection.colour import as_each_stands_out, as_one, joint_scores, maps_of, on_photo, places_apart
+from refdiff.tools.inspection.colour import (
+    as_each_stands_out,
+    as_one,
+    found_in,
+    joint_scores,
+    maps_of,
+    on_photo,
+    places_apart,
+)
 from refdiff.tools.inspection.difference import ColourDifference, Difference
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.specification import parse_spec
-from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.regions import Region, find_regions
 from refdiff.tools.workspace import Workspace
 
 PART = SolidPart("bracket")
@@ -261,19 +269,34 @@ def test_colour_of_a_raster_larger_than_a_map_lies_on_the_px_of_the_heights() ->
     assert on_photo(small, (150, 100, 3)) is small
 
 
-def test_weak_stain_that_touches_a_strong_dent_is_a_place_of_its_own_where_the_colour_stands_out() -> None:
+def disc(x: float, high: float) -> F32:
     ys, xs = np.mgrid[0:96, 0:96].astype(np.float32)
-    dent, stain = (
-        np.where(np.hypot(xs - x, ys - 48) < 9, high, 0).astype(np.float32) for x, high in ((40, 60), (59, 3))
-    )
-    types = np.zeros((1, 12, 12), np.float32)
-    found = Difference(stain, 3.0, 3.0, 1, 1, types, 4.0, "", 0.0)
+    return np.where(np.hypot(xs - x, ys - 48) < 9, high, 0).astype(np.float32)
+
+
+def as_compared(dent: F32, stain: F32) -> tuple[Difference, Calibration, list[Region]]:
+    """A difference of these heights and colours, a calibration whose thresholds are 1, and the regions above that."""
+    types, highest = np.zeros((1, 12, 12), np.float32), float(stain.max())
+    found = Difference(stain, highest, highest, 1, 1, types, 4.0, "", 0.0)
     height = HeightDifference(
         dent, dent, dent, (0, 0, 0), 1, 0.1, dent, *(np.ones(dent.shape, bool),) * 3
     )  # only its deviations count
-    both = replace(found, anomaly_map=dent, height=height, colour=ColourDifference(found, None, None))  # type: ignore[arg-type]
+    both = replace(found, anomaly_map=dent, height=height, colour=ColourDifference(found, None, None, [], ""))  # type: ignore[arg-type]
     both = as_one(both, calibration := Calibration("plate", "", [], 1, 2, 4, maps=[OfMap(0, 1, 1), OfMap(0, 1, 1)]))
-    regions = find_regions(both.anomaly_map, 1, types, dent.shape, 4.0)
+    return both, calibration, find_regions(both.anomaly_map, 1, types, dent.shape, 4.0)
+
+
+def test_strong_stain_that_touches_a_weak_dent_is_measured_and_called_by_its_colour_alone() -> None:
+    both, _, [region] = as_compared(disc(59, 3), disc(40, 60))
+    assert found_in(both, region) == ("colour",)
+    both, _, [region] = as_compared(disc(59, 3), disc(57, 60))
+    assert found_in(both, region) == ("height", "colour")
+    both, _, [region] = as_compared(disc(40, 60), disc(59, 3))
+    assert found_in(both, region) == ("height",)
+
+
+def test_weak_stain_that_touches_a_strong_dent_is_a_place_of_its_own_where_the_colour_stands_out() -> None:
+    both, calibration, regions = as_compared(dent := disc(40, 60), disc(59, 3))
     assert not places_apart(as_each_stands_out(both, calibration, lambda score: score > 3), regions, dent.shape)
     [apart] = places_apart(as_each_stands_out(both, calibration, lambda score: score >= 3), regions, dent.shape)
     assert apart.peak == 3

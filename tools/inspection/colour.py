@@ -30,12 +30,14 @@ from refdiff.tools.inspection.difference import (
 )
 from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.pairs import sizes_of
+from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.robust import robust_spread
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.vision.measurement import Measurement, measure, of_mask
 from refdiff.tools.vision.regions import PART_OF_PEAK, Region, find_regions
+from refdiff.tools.workspace import Workspace
 
 FOUND_IN_HEIGHT, FOUND_IN_COLOUR = "height", "colour"
 _PIXEL_QUANTILE = 0.975  # of each map: of both together, .95 of the good parts show no region, as with one
@@ -52,7 +54,8 @@ def compare_colour(
     query_key: sha256 of the file that it is of. ignore: (H, W), what does not count.
     """
     workspace = references[0].workspace.in_colour
-    there = [replace(one, workspace=workspace) for one in references]
+    with clock.stage("align"):
+        there = [_in_colour(workspace, query, query_key, one) for one in references]
     golden = there[0].golden
     with clock.stage("encode"):
         features = workspace.encoder.embed(query)
@@ -60,7 +63,15 @@ def compare_colour(
         sizes = sizes_of(query, query_key, features, there, px)
     with clock.stage("score"):
         found = score_difference(query, sizes, there, ignore, workspace.network(golden.product))
-    return ColourDifference(on_photo(found, query.shape), query, there[0])
+    problem = format_problem(query, workspace.golden_image(golden), deep=False)
+    alignments = [one.alignment for one in there]
+    return ColourDifference(on_photo(found, query.shape), query, there[0], alignments, problem)
+
+
+def _in_colour(workspace: Workspace, query: RgbImage, query_key: str, golden: RegisteredGolden) -> RegisteredGolden:
+    """The colour photo of a golden sample on that of a part, as their heights lie on each other."""
+    ncc = workspace.edge_correlation(query, query_key, golden.golden, golden.alignment.matrix)
+    return replace(golden, workspace=workspace, alignment=replace(golden.alignment, ncc=ncc))
 
 
 def on_photo(found: Difference, size: tuple[int, ...]) -> Difference:
@@ -95,15 +106,15 @@ def as_one(difference: Difference, calibration: Calibration | None) -> Differenc
 
 
 def as_photo(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, Calibration | None]:
-    """What the colour alone says, for what is asked of photos: the comparison of the colour photos, and a calibration whose
-    scores are in the unit of theirs. Both as they are where no colour was compared."""
-    difference = comparison.difference
-    if difference.colour is None:
+    """What the colour alone says, for what is asked of photos: the comparison of the colour photos, and a calibration with
+    their scores. Both as they are where no colour was compared."""
+    if (colour := comparison.difference.colour) is None:
         return comparison, calibration
     if calibration is not None:
-        of = calibration.maps[1]
-        calibration = replace(calibration, scores=[of.middle + of.spread * s for s in calibration.scores])
-    return replace(comparison, difference=difference.colour.found, nearest=difference.colour.nearest), calibration
+        # similarities are of the heights
+        calibration = replace(calibration, scores=calibration.maps[1].scores, similarities=[])
+    alone = replace(comparison, difference=colour.found, nearest=colour.nearest, alignments=colour.alignments)
+    return alone, calibration
 
 
 def height_alone(difference: Difference, calibration: Calibration) -> float | None:
@@ -183,7 +194,7 @@ def _of_map(scores: Sequence[float], peaks: Sequence[float]) -> OfMap:
     middle = float(np.median(scores))
     # of one other part nothing is known of how they spread; no part fails by so few
     spread = robust_spread(scores) or abs(middle) or 1.0
-    return OfMap(middle, spread, max(float(np.quantile(peaks, _PIXEL_QUANTILE)), _LEAST))
+    return OfMap(middle, spread, max(float(np.quantile(peaks, _PIXEL_QUANTILE)), _LEAST), sorted(scores))
 
 
 def measure_either(comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:

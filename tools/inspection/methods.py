@@ -385,10 +385,12 @@ METHODS: Mapping[ProductKind, Method] = {
 }
 
 
+_COLOUR_MEASURED = 2  # part of their calibration keys: raise when something else is kept of each colour photo
 # heights and colours have no unit in common
 _IN_COLOUR = replace(
     METHODS["depth"], compare=_compare_both, measure=_measure_both, describe=_describe_both, remarks=_remarks_of_both,
     unit="",
+    rules=lambda spec: METHODS["depth"].rules(spec) | {"colour_measured": _COLOUR_MEASURED},
 )  # fmt: skip
 
 
