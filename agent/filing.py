@@ -26,7 +26,7 @@ from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, StorageError, TamperedError, UnknownRecordError
 from refdiff.model.files import make_folder, make_room, mark_used, write_atomic
 from refdiff.model.images import F32, RgbImage
-from refdiff.model.thermal.palettes import coloured
+from refdiff.model.thermal.palettes import NOT_MEASURED, coloured
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.kinds.readers import reader_of
@@ -197,7 +197,8 @@ def _drawn_of(
         return Drawing(report, query.picture, golden.picture, kept, examples)
     colour = None
     if kept.colour is not None and query.visible is not None and golden.visible is not None:
-        there = warp_reference(golden.visible, kept.matrix, query.visible.shape[:2])[0]
+        there, covered = warp_reference(golden.visible, kept.matrix, query.visible.shape[:2])
+        there[~covered] = NOT_MEASURED
         colour = Colours(query.visible, there, kept.colour, kept.threshold)
     beside = query.visible if colour is None else None
     values = Values(look, planes.query, planes.reference, planes.signed, planes.own, beside, planes.shaded, colour)

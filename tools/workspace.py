@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import shlex
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -32,7 +33,7 @@ from refdiff.tools.kinds.poses import PoseCache
 from refdiff.tools.kinds.readers import reader_of
 from refdiff.tools.kinds.reading import How, Look, PlacingReader, Reading
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, on_grid
+from refdiff.tools.vision.registration import Alignment, Matrix, View, align, completed, edge_correlation_at, on_grid
 
 if TYPE_CHECKING:  # what opens databases and runs torch is loaded when it is first used: a device has neither
     from refdiff.memory.golden_bank.bank import GoldenBank
@@ -131,6 +132,17 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             return self._tried[0]
         known = self.stores.networks.get(product)
         return None if known is None or self.outdated(known) else known
+
+    def __copy__(self) -> Self:
+        """The same stores and caches. Not what is bound to this one: itself in colour, and its cached methods, which
+        `cachedmethod` keeps in the instance."""
+        copied = object.__new__(type(self))
+        vars(copied).update(
+            (name, value)
+            for name, value in vars(self).items()
+            if name != "in_colour" and not callable(inspect.getattr_static(type(self), name, None))
+        )
+        return copied
 
     def trying(self, networks: ProductNetworks, scorers: Sequence[Network]) -> Self:
         """The same stores and caches, where the product has these networks already; everywhere else it does not yet."""
@@ -335,6 +347,12 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
             return reader.alignment(self.reading(query_key, product), self.reading(sha256, product, "golden sample"))
         golden = self._view(sha256, product, lambda: self.image(sha256, product, "golden sample"))
         return align(self._view(query_key, product, lambda: query), golden)
+
+    def edge_correlation(self, query: RgbImage, query_key: str, golden: Golden, matrix: Matrix) -> float:
+        """-1..1: how well the edges of a photo fall on those of a golden, where that lies. query_key: sha256 of the photo;
+        matrix: (3, 3), golden px -> photo px. Raises as `golden_image`."""
+        theirs = self._view(golden.sha256, golden.product, lambda: self.golden_image(golden))
+        return edge_correlation_at(self._view(query_key, golden.product, lambda: query), theirs, matrix)
 
     @cachedmethod(
         attrgetter("_views"), key=lambda self, sha256, product, _: (sha256, product), lock=attrgetter("_cache_lock")

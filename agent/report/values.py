@@ -25,8 +25,8 @@ _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # of ticks, times a power of ten
 
 @dataclass(frozen=True)
 class Colours:
-    """The colour photos of a height map and its reference (registered), (H, W, 3) on the px of the part, and what the colour
-    adds to the anomaly map, (H, W). threshold: of that."""
+    """The colour photos of a height map and its reference (registered; beyond its edge, grey as what was not measured),
+    (H, W, 3) on the px of the part, and what the colour adds to the anomaly map, (H, W). threshold: of that."""
 
     query: RgbImage
     reference: RgbImage

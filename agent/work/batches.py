@@ -144,7 +144,7 @@ def _in_folder(
     refused: list[Refusal] = []
     others: list[Path] = []
     found = find_images([folder], refused, others, more=more)
-    for photo in height_maps(found) if in_colour else found:
+    for photo in height_maps(found, refused, [folder]) if in_colour else found:
         if isinstance(photo, Path):
             yield BatchPart(photo.relative_to(folder).as_posix(), photo.stem, product, photo)
     yield from (LeftOut(str(one.path), one.reason) for one in refused)

@@ -41,6 +41,12 @@ class OfMap:
     middle: float  # median of their image scores
     spread: float  # > 0, robust standard deviation of these
     threshold: float  # > 0, of the map, above which a place is a region
+    # image score of each part in it alone, sorted; empty if measured by earlier versions
+    scores: list[float] = field(default_factory=list)
+
+    def standing(self, score: float) -> float:
+        """By how many robust standard deviations of the good parts an image score lies above their median."""
+        return (score - self.middle) / self.spread
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Calibration:
     seconds: float = 0.0  # how long it took
     peaks: list[float] = field(default_factory=list)  # highest value of each part's anomaly map, sorted
     similarities: list[float] = field(default_factory=list)  # of each part to its nearest golden, sorted
-    # how much each part differs where it fits best, sorted; empty if measured by earlier versions
+    # how much each part differs where it fits best, sorted, of the same photos; empty if measured by earlier versions
     levels: list[float] = field(default_factory=list)
     alpha: float | None = None  # false-reject rate that was asked for; None: the default
     # of the part of each score; empty if measured by earlier versions
@@ -66,7 +72,8 @@ class Calibration:
     per_miscount: float = 0.0  # what one too many or too few of a component adds to the image score
     # goldens that register to none of those they were compared with; None if measured by earlier versions
     unregistered: list[str] | None = None
-    # edge correlation -1..1 of each part with the other that it fits best, sorted; empty if measured by earlier versions
+    # edge correlation -1..1 of each part with the other that it fits best, sorted; of colour photos where height maps have
+    # them; empty if measured by earlier versions
     edges: list[float] = field(default_factory=list)
     maps: list[OfMap] = field(default_factory=list)  # of height and colour, where both are scored; else empty
     marks: list[MarksFound] = field(default_factory=list)  # empty until somebody asks how small a defect is found

@@ -21,7 +21,7 @@ _IRON = (
     (0.0, (0, 0, 0)), (0.12, (32, 0, 110)), (0.30, (122, 2, 158)), (0.48, (192, 30, 120)), (0.63, (232, 88, 34)),
     (0.80, (248, 165, 10)), (0.93, (254, 232, 110)), (1.0, (255, 255, 255)),
 )  # fmt: skip
-_NOT_MEASURED = (90, 90, 90)
+NOT_MEASURED = (90, 90, 90)
 
 
 @cache
@@ -45,5 +45,5 @@ def coloured(values: F32, span: tuple[float, float], palette: Palette | Literal[
     lo, hi = span
     level = (np.nan_to_num(values, nan=lo) - lo) / max(hi - lo, 1e-9)
     picture = table(palette)[(np.clip(level, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)]
-    picture[~np.isfinite(values)] = _NOT_MEASURED
+    picture[~np.isfinite(values)] = NOT_MEASURED
     return picture

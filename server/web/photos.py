@@ -24,6 +24,11 @@ async def each_once(request: Request) -> None:
     check_once((await request.form()).multi_items())
 
 
+async def images_and_others_once(request: Request) -> None:
+    """The same of a form that has `images`, as many as there are."""
+    check_once((name, value) for name, value in (await request.form()).multi_items() if name != "images")
+
+
 def check_once(fields: Iterable[tuple[str, object]]) -> None:
     """Raises Refused 400 if a name comes twice."""
     twice = [name for name, n in Counter(name for name, _ in fields).items() if n > 1]

@@ -3,7 +3,7 @@ both is one finding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,20 @@ from refdiff.agent.report.markdown import render_markdown
 from refdiff.agent.report.schema import DefectReport, Finding
 from refdiff.agent.request import InspectionRequest
 from refdiff.agent.settings import AgentSettings
+from refdiff.memory.rows.networks import ProductNetworks
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.images import decode_image, encode_png
+from refdiff.model.difference.comparing import Network
+from refdiff.model.images import F32, decode_image, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import Defect, SolidPart, Stain, xyz_tiff
+from refdiff.model.thermal.palettes import NOT_MEASURED
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import inspection
 from refdiff.tools.inspection.calibration import calibrate, calibration_key, current_calibration
 from refdiff.tools.inspection.specification import parse_spec
+from refdiff.tools.vision.registration import coverage
 from refdiff.tools.workspace import Workspace
 
 PART = SolidPart("bracket")
@@ -126,12 +130,18 @@ def test_stain_in_a_hole_of_the_height_map_is_found_in_colour(workspace: Workspa
     assert report.p_value == pytest.approx(1 / 22)
 
 
-def test_another_light_asks_a_person_and_hides_neither_dent_nor_stain(workspace: Workspace) -> None:
-    def darker(upload: Upload) -> Upload:
-        assert upload.colour is not None
-        photo = decode_image(upload.colour).astype(np.float32) * np.array([0.65, 0.6, 0.5], np.float32)
-        return Upload(upload.name, upload.data, encode_png(photo.astype(np.uint8)))
+def repainted(upload: Upload, paint: Callable[[F32], F32]) -> Upload:
+    """A height map with another colour photo: what `paint` makes of it, (H, W, 3) 0..255."""
+    assert upload.colour is not None
+    photo = paint(decode_image(upload.colour).astype(np.float32))
+    return replace(upload, colour=encode_png(np.clip(photo, 0, 255).astype(np.uint8)))
 
+
+def darker(upload: Upload) -> Upload:
+    return repainted(upload, lambda photo: photo * np.array([0.65, 0.6, 0.5], np.float32))
+
+
+def test_another_light_asks_a_person_and_hides_neither_dent_nor_stain(workspace: Workspace) -> None:
     report = inspected(workspace, "dark", darker(made(201)))
     assert report.verdict == "REVIEW", report.verdict_reason
     assert "the whole photo differs from the golden samples" in report.verdict_reason
@@ -139,6 +149,37 @@ def test_another_light_asks_a_person_and_hides_neither_dent_nor_stain(workspace:
     for part, upload in (("dark dent", made(201, DENT)), ("dark stain", made(201, stain=STAIN))):
         report = inspected(workspace, part, darker(upload))
         assert report.verdict == "FAIL", report.verdict_reason
+
+
+def test_another_print_on_all_of_a_part_is_no_matter_of_light_however_well_the_heights_fit(
+    workspace: Workspace,
+) -> None:
+    across = np.arange(SIZE[1], dtype=np.float32)[None, :, None]
+    striped = repainted(made(202), lambda photo: photo + 60 * np.sign(np.sin(2 * np.pi * across / 16)))
+    for part, upload in (("striped", striped), ("other side", repainted(made(202), lambda photo: photo[::-1]))):
+        report = inspected(workspace, part, upload)
+        assert report.verdict == "FAIL", report.verdict_reason
+
+
+def test_heights_that_spread_widely_hide_no_stain_under_another_light(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_spread_heights(*_: Any, **__: Any) -> Any:
+        known = current_calibration(workspace, "plate")
+        assert known is not None
+        return replace(known, scores=[*known.scores[:-1], 100 * known.scores[-1]])
+
+    monkeypatch.setattr(inspection, "current_calibration", of_spread_heights)
+    report = inspected(workspace, "dark stain", darker(made(201, stain=STAIN)))
+    assert report.image_score > of_spread_heights().scores[-1]
+    assert report.verdict == "FAIL", report.verdict_reason
+
+
+def test_colour_photo_that_is_grey_asks_a_person(workspace: Workspace) -> None:
+    grey = repainted(made(203), lambda photo: np.repeat(photo.mean(2, keepdims=True), 3, axis=2))
+    report = inspected(workspace, "grey", grey)
+    assert report.verdict == "REVIEW", report.verdict_reason
+    assert "the photo is grey" in report.verdict_reason
 
 
 def test_limit_of_height_accepts_no_colour(workspace: Workspace) -> None:
@@ -178,6 +219,36 @@ def test_limit_of_height_does_not_pass_a_colour_that_stands_out_without_a_strong
         stated(workspace, "plate", {"depth": DEPTH})
 
 
+def test_copies_of_a_workspace_compare_colours_as_they_do_themselves(workspace: Workspace) -> None:
+    assert workspace.in_colour.how("plate").in_colour
+    assert workspace.in_float32().in_colour.model_settings.number_format == "float32"
+    networks = ProductNetworks("plate", "0" * 64, "1" * 64, [[], []])
+    assert workspace.trying(networks, []).in_colour.fitted("plate") == networks
+    assert workspace.fitted("plate") is None
+
+
+def test_copies_of_a_workspace_load_networks_and_see_pictures_of_their_own(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(itself: Workspace, networks: ProductNetworks) -> list[Network]:
+        asked.append(itself.model_settings.number_format)
+        return [itself.trained_difference]
+
+    monkeypatch.setattr(Workspace, "load_networks", load)
+    monkeypatch.setattr(Workspace, "fitted", lambda *_: ProductNetworks("plate", "0" * 64, "1" * 64, [[]]))
+    for one in (workspace, workspace, exact := workspace.in_float32(), exact):
+        one.network("plate")
+    assert asked == [workspace.model_settings.number_format, "float32"]
+    golden, there = workspace.bank.list("plate")[0], np.eye(3)
+    query = workspace.golden_reading(golden)
+    assert query.visible is not None
+    turned = np.ascontiguousarray(query.visible[::-1])
+    assert workspace.edge_correlation(query.picture, "a part", golden, there) > 0.99
+    assert workspace.in_colour.edge_correlation(turned, "a part", golden, there) < 0.9
+
+
 def test_pictures_show_heights_and_colours(workspace: Workspace) -> None:
     report = inspected(workspace, "shown", made(107, DENT, STAIN))
     files = ReportFiles(workspace)
@@ -186,6 +257,9 @@ def test_pictures_show_heights_and_colours(workspace: Workspace) -> None:
     assert drawing.values is not None
     colour = drawing.values.colour
     assert colour is not None
+    beyond = ~coverage(drawing.kept.matrix, SIZE, SIZE)
+    assert beyond.any()
+    assert (colour.reference[beyond] == NOT_MEASURED).all()
     assert colour.query.shape == colour.reference.shape == (*SIZE, 3)
     at = next(f.location for f in report.findings if f.found_in == ["colour"])
     inside = colour.anomaly_map[at.y0 : at.y1, at.x0 : at.x1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.agent.work.batches import parts_of
+from refdiff.memory.journals.batches import LeftOut
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.height import SolidPart, Stain, xyz_tiff
 from refdiff.server.cli import main
@@ -95,3 +96,15 @@ def test_watched_folder_takes_the_photo_that_lies_in_the_folder_beside_also_wher
 def test_batch_of_a_folder_has_one_part_a_pair(root: Path) -> None:
     parts = list(parts_of(root / "good", "plate", in_colour=True))
     assert [(p.name, getattr(p, "part_id", None)) for p in parts] == [(f"{i}.tiff", str(i)) for i in range(3)]
+
+
+def test_batch_names_a_colour_photo_without_a_height_map_among_what_is_left_out(root: Path) -> None:
+    for name in ("xyz", "rgb"):
+        (root / name).mkdir()
+    height = write(root / "xyz" / "1.tiff", 1)
+    height.with_suffix(".png").rename(root / "rgb" / "1.png")
+    (root / "rgb" / "7.png").write_bytes((root / "good" / "2.png").read_bytes())
+    [part, left] = parts_of(root / "xyz", "plate", in_colour=True)
+    assert (part.name, Path(left.name).name) == ("1.tiff", "7.png")
+    assert isinstance(left, LeftOut)
+    assert "without a height map of its name" in left.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import DamagedError, ImageError, InputError, SpecError
 from refdiff.model.height.colour_file import split_colour, with_colour
 from refdiff.model.height.difference import HeightDifference
-from refdiff.model.images import encode_png
+from refdiff.model.images import F32, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import SolidPart, depth_png, xyz_tiff
 from refdiff.tools.golden_samples.captures import record_capture
@@ -25,12 +26,20 @@ from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_phot
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import kept_difference
-from refdiff.tools.inspection.colour import as_each_stands_out, as_one, joint_scores, maps_of, on_photo, places_apart
+from refdiff.tools.inspection.colour import (
+    as_each_stands_out,
+    as_one,
+    found_in,
+    joint_scores,
+    maps_of,
+    on_photo,
+    places_apart,
+)
 from refdiff.tools.inspection.difference import ColourDifference, Difference
 from refdiff.tools.inspection.fineness import check_specification
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.specification import parse_spec
-from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.regions import Region, find_regions
 from refdiff.tools.workspace import Workspace
 
 PART = SolidPart("bracket")
@@ -106,7 +115,7 @@ def test_pairs_of_a_folder_are_one_golden_sample_each_whichever_way_they_are_lai
         workspace.stores, "1", "plate", tmp_path / "good" / "flat" / "1.tiff", settings=workspace.model_settings
     )
     assert capture.sha256 in {g.sha256 for g in result.added}
-    uploads = height_maps([Upload("7.png", c_photo), Upload("7.tiff", c), Upload("8.tiff", a, a_photo)])
+    uploads = height_maps([Upload("7.png", c_photo), Upload("7.tiff", c), Upload("8.tiff", a, a_photo)], [])
     assert uploads == [Upload("7.tiff", c, c_photo), Upload("8.tiff", a, a_photo)]
     write(tmp_path / "counts", depth__1_png=depth_png(height.mm), rgb__1_png=PART_PHOTO)
     found = with_its_photo(tmp_path / "counts" / "depth" / "1.png", workspace.model_settings)
@@ -116,9 +125,9 @@ def test_pairs_of_a_folder_are_one_golden_sample_each_whichever_way_they_are_lai
 def test_what_may_belong_to_two_is_given_to_none(workspace: Workspace, tmp_path: Path) -> None:
     height, photo = made(1)
     twice = [Upload("image.tiff", height), Upload("image.png", photo), Upload("image.png", made(2)[1])]
-    assert height_maps(twice) == [Upload("image.tiff", height)]
+    assert height_maps(twice, []) == [Upload("image.tiff", height)]
     shared = [Upload("a/1.tiff", height), Upload("b/1.tiff", made(2)[0]), Upload("rgb/1.png", photo)]
-    assert height_maps(shared) == shared[:2]
+    assert height_maps(shared, []) == shared[:2]
     write(tmp_path, good__1_tiff=height, good__1_png=photo, rgb__1_png=photo)
     with pytest.raises(ImageError, match=r"several files may be its colour photo \(good/1.png, rgb/1.png\)"):
         with_its_photo(tmp_path / "good" / "1.tiff", workspace.model_settings)
@@ -149,6 +158,53 @@ def test_photo_that_stayed_beside_a_newer_height_map_of_the_part_is_refused(
     captured(with_its_photo(path, workspace.model_settings, beside))
     beside.write_bytes(its_photo)
     captured(path)
+
+
+@pytest.mark.parametrize("named", [".", "xyz"])
+def test_colour_photo_without_a_height_map_is_refused_by_name(workspace: Workspace, tmp_path: Path, named: str) -> None:
+    (a, a_photo), (b, b_photo), (_, left) = (made(i) for i in range(3))
+    write(tmp_path, good__xyz__1_tiff=a, good__rgb__1_png=a_photo, good__rgb__7_png=left)
+    write(tmp_path, good__flat__2_tiff=b, good__flat__2_png=b_photo)
+    folder = tmp_path / "good" / named
+    result = enrolled(workspace, folder)
+    assert len(result.added) == (2 if named == "." else 1)
+    [refused] = result.refused
+    assert (refused.path.name, "without a height map of its name" in refused.reason) == ("7.png", True)
+    assert enrolled(workspace, tmp_path / "good" / "xyz" / "1.tiff").refused == [], "nothing else was named"
+    sent = enrolled(workspace, Upload("rgb/7.png", left), Upload("xyz/1.tiff", a), Upload("rgb/1.png", a_photo))
+    assert [r.path.name for r in sent.refused] == ["7.png"]
+
+
+def test_colour_photo_of_another_height_map_is_refused_at_enrolment(workspace: Workspace, tmp_path: Path) -> None:
+    (a, a_photo), (b, _), (c, c_photo) = (made(i) for i in range(3))
+    write(tmp_path, good__1_tiff=a, good__1_png=a_photo, good__2_tiff=b, good__2_png=a_photo)
+    result = enrolled(workspace, tmp_path / "good")
+    assert [g.filename for g in result.added] == ["1.tiff"]
+    [refused] = result.refused
+    assert (refused.path.name, "identical to that of 1.tiff" in refused.reason) == ("2.tiff", True)
+    write(tmp_path, good__1_tiff=c)
+    assert "is that of golden sample" in enrolled(workspace, tmp_path / "good" / "1.tiff").refused[0].reason
+    write(tmp_path, good__1_png=c_photo)
+    assert len(enrolled(workspace, tmp_path / "good" / "1.tiff").added) == 1
+
+
+def test_photos_of_many_height_maps_are_found_without_listing_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, listed, listing = 20, Counter[str](), Path.iterdir
+    for i in range(n):
+        write(tmp_path, **{f"a__flat__{i}_tiff": b"h", f"a__flat__{i}_PNG": b"c"})
+        write(tmp_path, **{f"b__xyz__{i}_tif": b"h", f"b__rgb__{i}_Jpg": b"c"})
+
+    def counted(folder: Path) -> Iterator[Path]:
+        listed[folder.name] += 1
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", counted)
+    for i in range(n):
+        for path in (tmp_path / "a" / "flat" / f"{i}.tiff", tmp_path / "b" / "xyz" / f"{i}.tif"):
+            assert with_its_photo(path, ModelSettings()).colour == b"c"
+    assert not {"flat", "xyz", "rgb"} & {*listed}
 
 
 PART_PHOTO = encode_png(np.zeros((*SIZE, 3), np.uint8))
@@ -213,19 +269,34 @@ def test_colour_of_a_raster_larger_than_a_map_lies_on_the_px_of_the_heights() ->
     assert on_photo(small, (150, 100, 3)) is small
 
 
-def test_weak_stain_that_touches_a_strong_dent_is_a_place_of_its_own_where_the_colour_stands_out() -> None:
+def disc(x: float, high: float) -> F32:
     ys, xs = np.mgrid[0:96, 0:96].astype(np.float32)
-    dent, stain = (
-        np.where(np.hypot(xs - x, ys - 48) < 9, high, 0).astype(np.float32) for x, high in ((40, 60), (59, 3))
-    )
-    types = np.zeros((1, 12, 12), np.float32)
-    found = Difference(stain, 3.0, 3.0, 1, 1, types, 4.0, "", 0.0)
+    return np.where(np.hypot(xs - x, ys - 48) < 9, high, 0).astype(np.float32)
+
+
+def as_compared(dent: F32, stain: F32) -> tuple[Difference, Calibration, list[Region]]:
+    """A difference of these heights and colours, a calibration whose thresholds are 1, and the regions above that."""
+    types, highest = np.zeros((1, 12, 12), np.float32), float(stain.max())
+    found = Difference(stain, highest, highest, 1, 1, types, 4.0, "", 0.0)
     height = HeightDifference(
         dent, dent, dent, (0, 0, 0), 1, 0.1, dent, *(np.ones(dent.shape, bool),) * 3
     )  # only its deviations count
-    both = replace(found, anomaly_map=dent, height=height, colour=ColourDifference(found, None, None))  # type: ignore[arg-type]
+    both = replace(found, anomaly_map=dent, height=height, colour=ColourDifference(found, None, None, [], ""))  # type: ignore[arg-type]
     both = as_one(both, calibration := Calibration("plate", "", [], 1, 2, 4, maps=[OfMap(0, 1, 1), OfMap(0, 1, 1)]))
-    regions = find_regions(both.anomaly_map, 1, types, dent.shape, 4.0)
+    return both, calibration, find_regions(both.anomaly_map, 1, types, dent.shape, 4.0)
+
+
+def test_strong_stain_that_touches_a_weak_dent_is_measured_and_called_by_its_colour_alone() -> None:
+    both, _, [region] = as_compared(disc(59, 3), disc(40, 60))
+    assert found_in(both, region) == ("colour",)
+    both, _, [region] = as_compared(disc(59, 3), disc(57, 60))
+    assert found_in(both, region) == ("height", "colour")
+    both, _, [region] = as_compared(disc(40, 60), disc(59, 3))
+    assert found_in(both, region) == ("height",)
+
+
+def test_weak_stain_that_touches_a_strong_dent_is_a_place_of_its_own_where_the_colour_stands_out() -> None:
+    both, calibration, regions = as_compared(dent := disc(40, 60), disc(59, 3))
     assert not places_apart(as_each_stands_out(both, calibration, lambda score: score > 3), regions, dent.shape)
     [apart] = places_apart(as_each_stands_out(both, calibration, lambda score: score >= 3), regions, dent.shape)
     assert apart.peak == 3

@@ -10,9 +10,8 @@ from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.rows.products import check_scale
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import DamagedError, ImageError, UnknownRecordError
-from refdiff.model.height.colour_file import split_colour
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.golden_samples.colour_pairs import with_its_photo
+from refdiff.tools.golden_samples.colour_pairs import is_photo_of, with_its_photo
 from refdiff.tools.golden_samples.photos import Upload, read_photo, storable
 from refdiff.tools.kinds.depth import states_colour
 from refdiff.tools.kinds.readers import read_arriving, reader_of
@@ -59,11 +58,8 @@ def _check_photo_is_new(stores: Stores, part_id: str, product: str, pair: Upload
     """Raises ImageError where the photo beside a height map is that of the part's capture before, which has other heights:
     it stayed there, and the new one is not there yet."""
     before = stores.captures.list(part_id, product)[:1]
-    if pair.colour is None or not before:
-        return
     with contextlib.suppress(UnknownRecordError, DamagedError):
-        height, photo = split_colour(stores.images.get(before[0].sha256))
-        if photo == pair.colour and height != pair.data:
+        if pair.colour is not None and before and is_photo_of(pair, stores.images.get(before[0].sha256)):
             raise ImageError(
                 f"{storable(pair.name)}: the colour photo beside it is the one of the height map of part {part_id} before; "
                 "lay its own photo there, or name this one if it is of both (`--colour FILE`)"

@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from propcache.api import cached_property
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
 from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.products import check_kind
 from refdiff.memory.rows.products import check_scale
-from refdiff.model.errors import ImageError, InputError, UnavailableError, UnknownRecordError
+from refdiff.model.errors import DamagedError, ImageError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import grey_thumbnail
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import found_place, place_goldens
-from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_photo
+from refdiff.tools.golden_samples.colour_pairs import height_maps, is_photo_of, with_its_photo
 from refdiff.tools.golden_samples.near_duplicates import THUMBNAIL_PX, ThumbnailIndex, twin_note
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Refusal, Upload, find_images, read_photo, storable, without_file_name
@@ -78,7 +81,9 @@ def enroll(
     with _telling_how_many(result):
         files = list(find_images(paths, result.refused, result.others, more=reader.suffixes))
         in_colour = states_colour(How.of(workspace.stores.products.get(product), files_are))
-        files = height_maps(files) if in_colour else files
+        if in_colour:
+            files = height_maps(files, result.refused, [p for p in paths if isinstance(p, Path) and p.is_dir()])
+        own = _OwnPhotos(workspace, product)
         thumbnails: ThumbnailIndex | None = None
         known_ids: list[str] = []  # enrolled before, perhaps by a call that failed before it could look for outliers
         for done, source in enumerate(files):
@@ -86,6 +91,7 @@ def enroll(
             try:
                 if in_colour:
                     source = with_its_photo(source, workspace.model_settings)
+                    own.check(source)
                 colour = source.colour if isinstance(source, Upload) else None
                 data = reader.join(read_photo(source, workspace.model_settings), stated, colour)
                 known = _enrolled(workspace, product, data)
@@ -130,6 +136,37 @@ def enroll(
             result.flagged.extend(flag_outliers(workspace, product, named))
         result.notes.extend(workspace.bank.notes(product))
     return replace(result, n_in_bank=workspace.bank.count(product))
+
+
+class _OwnPhotos:
+    """Tells colour photos that belong to other height maps: of this enrolment, or to golden samples of the same name."""
+
+    def __init__(self, workspace: Workspace, product: str) -> None:
+        self._workspace, self._product = workspace, product
+        self._given: dict[bytes, tuple[str, bytes]] = {}  # photo -> name and digest of the height map that it came with
+
+    @cached_property
+    def _named(self) -> dict[str, list[Golden]]:
+        named = defaultdict(list)
+        for golden in self._workspace.bank.list(self._product):
+            named[golden.filename].append(golden)
+        return named
+
+    def check(self, pair: Upload) -> None:
+        """Raises ImageError where the colour photo of a height map is that of another one."""
+        if pair.colour is None:
+            return
+        name, height = pair.path.name, hashlib.sha256(pair.data).digest()
+        other, its_height = self._given.setdefault(hashlib.sha256(pair.colour).digest(), (name, height))
+        if its_height != height:
+            raise ImageError(f"{name}: its colour photo is identical to that of {other}; give each height map its own")
+        for golden in self._named.get(storable(name), ()):
+            with contextlib.suppress(UnknownRecordError, DamagedError):
+                if is_photo_of(pair, self._workspace.stores.images.get(golden.sha256)):
+                    raise ImageError(
+                        f"{name}: its colour photo is that of golden sample {golden.golden_id}, a height map of the same "
+                        "name with other heights; lay its own photo there"
+                    )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
-from refdiff.tools.inspection.colour import joint_scores, maps_of, raw_scores
+from refdiff.tools.inspection.colour import as_photo, joint_scores, maps_of, raw_scores
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
 from refdiff.tools.inspection.components import VERSION as COMPONENTS_VERSION
@@ -225,8 +225,9 @@ def _measure(
         peaks.append(result.difference.peak)
         maps.append(raw_scores(result.difference))
         similarities.append(result.hits[0].similarity)
-        levels.append(result.difference.level)
-        edges.append(edge_correlation(result))
+        seen, _ = as_photo(result, None)
+        levels.append(seen.difference.level)
+        edges.append(edge_correlation(seen))
         looks.append(look_of(result.features))
         ignores.append(result.ignore if result.zones_placed else None)
         loose += not result.alignments[0].ok
@@ -574,7 +575,7 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
         "marks",
         "components",
         "per_miscount",
-        *(() if calibration.maps else ("maps",)),
+        "maps",
     )
     odd: dict[str, object] = {}
     if found := standing_out(calibration):
@@ -585,7 +586,11 @@ def summary(calibration: Calibration, alpha: float, in_doubt: int = 0) -> dict[s
             "limit_if_good": score_threshold(calibration.scores, alpha),
             "limit_without": limit_without(calibration, found, alpha),
         }
-    counted = {"components": [c.count for c in calibration.components]} if calibration.components else {}
+    counted: dict[str, object] = {}
+    if calibration.components:
+        counted["components"] = [c.count for c in calibration.components]
+    if calibration.maps:
+        counted["maps"] = [{k: v for k, v in asdict(of).items() if k != "scores"} for of in calibration.maps]
     if not seldom_unregistered(calibration):
         hidden = (*hidden, "unregistered")
     return (

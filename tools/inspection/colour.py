@@ -30,19 +30,20 @@ from refdiff.tools.inspection.difference import (
 )
 from refdiff.tools.inspection.fineness import working_px
 from refdiff.tools.inspection.pairs import sizes_of
+from refdiff.tools.inspection.pixel_format import format_problem
 from refdiff.tools.inspection.robust import robust_spread
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.vision.measurement import Measurement, measure, of_mask
 from refdiff.tools.vision.regions import PART_OF_PEAK, Region, find_regions
+from refdiff.tools.workspace import Workspace
 
 FOUND_IN_HEIGHT, FOUND_IN_COLOUR = "height", "colour"
 _PIXEL_QUANTILE = 0.975  # of each map: of both together, .95 of the good parts show no region, as with one
 _CORE = 0.5  # of a place's strength: what is measured of it
 _PLAIN = OfMap(0.0, 1.0, 1.0)  # without calibration, values are what they are
 _LEAST = 1e-9  # instead of dividing by 0
-_BESIDE_PX = 3  # around a place that was measured: what is looked at to say which map found it
 
 
 def compare_colour(
@@ -53,7 +54,8 @@ def compare_colour(
     query_key: sha256 of the file that it is of. ignore: (H, W), what does not count.
     """
     workspace = references[0].workspace.in_colour
-    there = [replace(one, workspace=workspace) for one in references]
+    with clock.stage("align"):
+        there = [_in_colour(workspace, query, query_key, one) for one in references]
     golden = there[0].golden
     with clock.stage("encode"):
         features = workspace.encoder.embed(query)
@@ -61,7 +63,15 @@ def compare_colour(
         sizes = sizes_of(query, query_key, features, there, px)
     with clock.stage("score"):
         found = score_difference(query, sizes, there, ignore, workspace.network(golden.product))
-    return ColourDifference(on_photo(found, query.shape), query, there[0])
+    problem = format_problem(query, workspace.golden_image(golden), deep=False)
+    alignments = [one.alignment for one in there]
+    return ColourDifference(on_photo(found, query.shape), query, there[0], alignments, problem)
+
+
+def _in_colour(workspace: Workspace, query: RgbImage, query_key: str, golden: RegisteredGolden) -> RegisteredGolden:
+    """The colour photo of a golden sample on that of a part, as their heights lie on each other."""
+    ncc = workspace.edge_correlation(query, query_key, golden.golden, golden.alignment.matrix)
+    return replace(golden, workspace=workspace, alignment=replace(golden.alignment, ncc=ncc))
 
 
 def on_photo(found: Difference, size: tuple[int, ...]) -> Difference:
@@ -82,39 +92,35 @@ def as_one(difference: Difference, calibration: Calibration | None) -> Differenc
     if difference.colour is None or difference.height is None:
         return difference
     colour, scored = difference.colour.found, (calibration.maps if calibration else []) or [_PLAIN, _PLAIN]
-    raw = ((difference.height.deviation, float(difference.height.deviation.max())), (colour.anomaly_map, colour.score))
-    maps = [plane / np.float32(of.threshold) for (plane, _), of in zip(raw, scored, strict=True)]
-    both = np.maximum(*maps)
+    difference = replace(difference, thresholds=(scored[0].threshold, scored[1].threshold), least=(None, None))
+    both = np.maximum(*_planes(difference))
     return replace(
         difference,
         anomaly_map=both,
-        score=max((score - of.middle) / of.spread for (_, score), of in zip(raw, scored, strict=True)),
+        score=_joint(raw_scores(difference), scored),
         peak=float(both.max()),
         scored=max(difference.scored, colour.scored),
         focus_problem=colour.focus_problem,
         level=colour.level,  # another light shows in the colour alone
-        thresholds=(scored[0].threshold, scored[1].threshold),
     )
 
 
 def as_photo(comparison: Comparison, calibration: Calibration | None) -> tuple[Comparison, Calibration | None]:
-    """What the colour alone says, for what is asked of photos: the comparison of the colour photos, and a calibration whose
-    scores are in the unit of theirs. Both as they are where no colour was compared."""
-    difference = comparison.difference
-    if difference.colour is None:
+    """What the colour alone says, for what is asked of photos: the comparison of the colour photos, and a calibration with
+    their scores. Both as they are where no colour was compared."""
+    if (colour := comparison.difference.colour) is None:
         return comparison, calibration
     if calibration is not None:
-        of = calibration.maps[1]
-        calibration = replace(calibration, scores=[of.middle + of.spread * s for s in calibration.scores])
-    return replace(comparison, difference=difference.colour.found, nearest=difference.colour.nearest), calibration
+        # similarities are of the heights
+        calibration = replace(calibration, scores=calibration.maps[1].scores, similarities=[])
+    alone = replace(comparison, difference=colour.found, nearest=colour.nearest, alignments=colour.alignments)
+    return alone, calibration
 
 
 def height_alone(difference: Difference, calibration: Calibration) -> float | None:
     """The image score that the height would have alone; None where no colour was compared."""
-    if difference.colour is None or difference.height is None:
-        return None
-    of = calibration.maps[0]
-    return (float(difference.height.deviation.max()) - of.middle) / of.spread
+    scores = raw_scores(difference)
+    return calibration.maps[0].standing(scores[0][0]) if scores else None
 
 
 def as_each_stands_out(
@@ -129,7 +135,7 @@ def as_each_stands_out(
         return difference
     height, colour = (
         (1.0 if peak >= of.threshold else PART_OF_PEAK * peak / of.threshold)
-        if peak > 0 and stands_out((score - of.middle) / of.spread)
+        if peak > 0 and stands_out(of.standing(score))
         else None
         for (score, peak), of in zip(raw_scores(difference), calibration.maps, strict=True)
     )
@@ -161,6 +167,11 @@ def raw_scores(difference: Difference) -> list[tuple[float, float]]:
     return [(highest, highest), (colour.score, colour.peak)]
 
 
+def _joint(scores: Sequence[tuple[float, float]], maps: Sequence[OfMap]) -> float:
+    """The image score of both maps together. scores: `raw_scores`."""
+    return max(of.standing(score) for (score, _), of in zip(scores, maps, strict=True))
+
+
 def maps_of(good: Sequence[Sequence[tuple[float, float]]]) -> list[OfMap]:
     """What good parts show in each map. good: `raw_scores` of each part."""
     return [_of_map([s for s, _ in part], [p for _, p in part]) for part in zip(*good, strict=True)]
@@ -174,8 +185,7 @@ def joint_scores(good: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[fl
     """
     of_all, scores, peaks = maps_of(good), [], []
     for i, part in enumerate(good):
-        others = maps_of([*good[:i], *good[i + 1 :]])
-        scores.append(max((s - of.middle) / of.spread for (s, _), of in zip(part, others, strict=True)))
+        scores.append(_joint(part, maps_of([*good[:i], *good[i + 1 :]])))
         peaks.append(max(p / of.threshold for (_, p), of in zip(part, of_all, strict=True)))
     return scores, peaks
 
@@ -184,7 +194,7 @@ def _of_map(scores: Sequence[float], peaks: Sequence[float]) -> OfMap:
     middle = float(np.median(scores))
     # of one other part nothing is known of how they spread; no part fails by so few
     spread = robust_spread(scores) or abs(middle) or 1.0
-    return OfMap(middle, spread, max(float(np.quantile(peaks, _PIXEL_QUANTILE)), _LEAST))
+    return OfMap(middle, spread, max(float(np.quantile(peaks, _PIXEL_QUANTILE)), _LEAST), sorted(scores))
 
 
 def measure_either(comparison: Comparison, region: Region, scale: ResolvedScale) -> Measurement:
@@ -194,28 +204,26 @@ def measure_either(comparison: Comparison, region: Region, scale: ResolvedScale)
     assert difference.colour is not None, "compared in colour, too"
     planes, found = _planes(difference), difference.colour.found
     x0, y0, x1, y1 = region.box
-    there = [np.where(region.mask, plane[y0:y1, x0:x1], 0.0) for plane in planes]
-    if _found_in(there) == (FOUND_IN_COLOUR,):
+    if found_in(difference, region) == (FOUND_IN_COLOUR,):
         nearest, query = difference.colour.nearest, difference.colour.query
         return measure(
             query, nearest.workspace.golden_image(nearest.golden), nearest.alignment, planes[1], region.box,
             mask=region.mask, cell=found.cell_of(query.shape), mm_per_px=scale.mm_per_px,
             scale_uncertainty=scale.uncertainty,
         )  # fmt: skip
+    there = [np.where(region.mask, plane[y0:y1, x0:x1], 0.0) for plane in planes]
     cores = [plane >= _CORE * plane.max() for plane in there if plane.max() >= 1]
     core = region.mask & np.logical_or.reduce(cores or [there[0] >= _CORE * there[0].max()])
     return of_mask(region.box, core, difference.anomaly_map.shape, scale.mm_per_px, scale.uncertainty)
 
 
-def found_in(difference: Difference, measurement: Measurement) -> tuple[str, ...]:
-    """Which maps a place that was measured was found in: those above their threshold there, else the higher one."""
-    (x0, y0, x1, y1), side = measurement.box, _BESIDE_PX
-    h, w = difference.anomaly_map.shape
-    box = (max(0, x0 - side), max(0, y0 - side), min(w, x1 + side), min(h, y1 + side))
-    mask = np.zeros((box[3] - box[1], box[2] - box[0]), np.uint8)
-    mask[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]] = measurement.mask
-    near = cv2.dilate(mask, np.ones((2 * side + 1, 2 * side + 1), np.uint8)) > 0
-    return _found_in([np.where(near, plane[box[1] : box[3], box[0] : box[2]], 0.0) for plane in _planes(difference)])
+def found_in(difference: Difference, region: Region) -> tuple[str, ...]:
+    """Which maps a region was found in: those above their threshold there, else the higher one."""
+    x0, y0, x1, y1 = region.box
+    height, colour = (float(plane[y0:y1, x0:x1][region.mask].max()) for plane in _planes(difference))
+    if height >= 1 and colour >= 1:
+        return FOUND_IN_HEIGHT, FOUND_IN_COLOUR
+    return (FOUND_IN_HEIGHT,) if height >= colour else (FOUND_IN_COLOUR,)
 
 
 def _planes(difference: Difference) -> list[F32]:
@@ -227,13 +235,6 @@ def _planes(difference: Difference) -> list[F32]:
         threshold * (least or 1.0) for threshold, least in zip(difference.thresholds, difference.least, strict=True)
     ]
     return [np.asarray(p / np.float32(unit), np.float32) for p, unit in zip(raw, units, strict=True)]
-
-
-def _found_in(there: Sequence[F32]) -> tuple[str, ...]:
-    height, colour = (float(plane.max()) for plane in there)
-    if height >= 1 and colour >= 1:
-        return FOUND_IN_HEIGHT, FOUND_IN_COLOUR
-    return (FOUND_IN_HEIGHT,) if height >= colour else (FOUND_IN_COLOUR,)
 
 
 def said_of_colour(difference: Difference, measurement: Measurement) -> tuple[MeasuredType, Quantity]:

@@ -73,7 +73,10 @@ def compare_with(
     references, difference = method.compare(asked)
     known = workspace.stores.products.get(product)
     deep = method.exposed and known is not None and known.intensity_window is not None
-    problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
+    if difference.colour is None:
+        problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
+    else:
+        problem = difference.colour.format_problem
     registered = [r.alignment for r in references]
     return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)
 

@@ -105,11 +105,16 @@ class RegisteredGolden:
 
 @dataclass(frozen=True)
 class ColourDifference:
-    """How the colour photo of a height map differs. query: (H, W, 3), the photo. nearest: its golden sample in colour."""
+    """How the colour photo of a height map differs. query: (H, W, 3), the photo. nearest: its golden sample in colour.
+
+    alignments: of all its golden samples, as their heights lie, with the edge correlation of the colours.
+    """
 
     found: Difference
     query: RgbImage
     nearest: RegisteredGolden
+    alignments: list[Alignment]
+    format_problem: str  # as of `Comparison`
 
 
 @dataclass(frozen=True)

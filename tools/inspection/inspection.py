@@ -174,7 +174,7 @@ def inspect_photo(
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
         extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
         height, width = query.shape[:2]
-        described = method.describe(comparison, capture.sha256, measurement, scale)
+        described = method.describe(comparison, capture.sha256, region, measurement, scale)
         place = described.place or place_name(extent.box, (height, width))
         regions.append(
             RegionResult(

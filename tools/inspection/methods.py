@@ -134,7 +134,7 @@ class Method:
     # of warmth moves without any part moving, a part that is cold looks like one that is missing, and what has moved is
     # measured in mm. The score is in that unit, to which a wrong count would add something else.
     shapes: bool = False
-    describe: Callable[[Comparison, str, Measurement, ResolvedScale], Described] = lambda *_: Described()
+    describe: Callable[[Comparison, str, Region, Measurement, ResolvedScale], Described] = lambda *_: Described()
     remarks: Callable[[Comparison, str], Remarks] = lambda *_: Remarks()
     # JSON: what scores depend on of the specification, besides zones and the smallest defect
     rules: Callable[[ProductSpec], dict[str, Any]] = lambda _: {}
@@ -205,7 +205,9 @@ def _measure_heat(query: RgbImage, comparison: Comparison, region: Region, scale
     return measure_heat(comparison.difference.heat, region, scale)
 
 
-def _describe_heat(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
+def _describe_heat(
+    comparison: Comparison, query_key: str, region: Region, measurement: Measurement, scale: ResolvedScale
+) -> Described:
     query, rules = _heat_of(comparison, query_key)
     left = comparison.nearest.alignment.residual_px
     return Described(*said_of_heat(query, comparison.difference, measurement, rules, left))
@@ -250,7 +252,7 @@ def _measure_height(query: RgbImage, comparison: Comparison, region: Region, sca
 
 
 def _describe_height(
-    comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale
+    comparison: Comparison, query_key: str, region: Region, measurement: Measurement, scale: ResolvedScale
 ) -> Described:
     query, rules = _height_of(comparison, query_key)
     return Described(*said_of_height(query, comparison, measurement, scale, rules))
@@ -288,12 +290,14 @@ def _measure_both(query: RgbImage, comparison: Comparison, region: Region, scale
     return measure_either(comparison, region, scale)
 
 
-def _describe_both(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
-    where = found_in(comparison.difference, measurement)
+def _describe_both(
+    comparison: Comparison, query_key: str, region: Region, measurement: Measurement, scale: ResolvedScale
+) -> Described:
+    where = found_in(comparison.difference, region)
     called, of_colour = said_of_colour(comparison.difference, measurement)
     if where == (FOUND_IN_COLOUR,):
         return Described(called, (of_colour,), found_in=where)
-    height = _describe_height(comparison, query_key, measurement, scale)
+    height = _describe_height(comparison, query_key, region, measurement, scale)
     quantities = (*height.quantities, of_colour) if FOUND_IN_COLOUR in where else height.quantities
     return replace(height, quantities=quantities, found_in=where)
 
@@ -323,7 +327,9 @@ def _measure_scan(query: RgbImage, comparison: Comparison, region: Region, scale
     return measure_scan(comparison.difference.scan, region, scale)
 
 
-def _describe_scan(comparison: Comparison, query_key: str, measurement: Measurement, scale: ResolvedScale) -> Described:
+def _describe_scan(
+    comparison: Comparison, query_key: str, region: Region, measurement: Measurement, scale: ResolvedScale
+) -> Described:
     query, rules = _scan_of(comparison, query_key)
     return Described(*said_of_scan(query, comparison, measurement, rules), view_place(measurement))
 
@@ -379,10 +385,12 @@ METHODS: Mapping[ProductKind, Method] = {
 }
 
 
+_COLOUR_MEASURED = 2  # part of their calibration keys: raise when something else is kept of each colour photo
 # heights and colours have no unit in common
 _IN_COLOUR = replace(
     METHODS["depth"], compare=_compare_both, measure=_measure_both, describe=_describe_both, remarks=_remarks_of_both,
     unit="",
+    rules=lambda spec: METHODS["depth"].rules(spec) | {"colour_measured": _COLOUR_MEASURED},
 )  # fmt: skip
 
 

@@ -551,6 +551,12 @@ def align(query: RgbImage | View, reference: RgbImage | View) -> Alignment:
     return registered(best.method, matrix, residual_px, best.overlap, best.ncc, r.original_size)
 
 
+def edge_correlation_at(query: RgbImage | View, reference: RgbImage | View, matrix: Matrix) -> float:
+    """-1..1, `Alignment.ncc` of a registration that is known from elsewhere. matrix: (3, 3), reference px -> query px."""
+    q, r = (v if isinstance(v, View) else View(v) for v in (query, reference))
+    return _judge(_Candidate("", q.from_original @ matrix @ np.linalg.inv(r.from_original)), q, r, 1).ncc
+
+
 def registered(
     method: str, matrix: Matrix, residual_px: float | None, overlap: float, ncc: float, size: tuple[int, int]
 ) -> Alignment:

@@ -6,13 +6,20 @@ from functools import partial
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenStatus
 from refdiff.memory.kinds import ProductKind
 from refdiff.server.web.access import Admin, TheService, Viewer
 from refdiff.server.web.errors import Refused, responses
-from refdiff.server.web.photos import IMAGE_TYPES, MaxPx, image_response, read_upload, with_colour
+from refdiff.server.web.photos import (
+    IMAGE_TYPES,
+    MaxPx,
+    image_response,
+    images_and_others_once,
+    read_upload,
+    with_colour,
+)
 from refdiff.server.web.schemas import (
     COLOUR,
     CONDITIONS,
@@ -28,7 +35,7 @@ from refdiff.tools.kinds.conditions import parse_conditions
 router = APIRouter(prefix="/v1/goldens", tags=["golden samples"])
 
 
-@router.post("", responses=responses(413))
+@router.post("", responses=responses(413), dependencies=[Depends(images_and_others_once)])
 async def enroll_goldens(
     service: TheService,
     caller: Admin,

@@ -141,6 +141,17 @@ def test_field_that_comes_twice_is_refused(server: Running, path: str, twice: st
     assert server.client.get("/v1/captures", params={"part_id": "T1"}).json() == []
 
 
+@pytest.mark.parametrize("twice", ["colour", "product"])
+def test_field_of_golden_samples_that_comes_twice_is_refused_but_images_may(server: Running, twice: str) -> None:
+    image = ("images", ("good.png", server.photos["good.png"]))
+    colours = [("colour", (f"{n}.png", server.photos[n])) for n in ("good.png", "bad.png")]
+    fields = {"product": ["twice", "thrice"] if twice == "product" else ["twice"]}
+    files = [image, *colours] if twice == "colour" else [image, image]
+    answer = server.client.post("/v1/goldens", files=files, data=fields)
+    assert answer.status_code == 400
+    assert f"the field '{twice}' is given more than once" in error(answer)["message"]
+
+
 def test_json_member_that_comes_twice_is_refused(server: Running) -> None:
     body, kind = b'{"part_id": "77", "part_id": "78"}', {"Content-Type": "application/json"}
     assert server.client.post("/v1/inspections", content=body, headers=kind).status_code == 400
