@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refdiff.memory.rows.calibrations import Calibration, OfMap
 from refdiff.memory.settings import MemorySettings
@@ -21,6 +23,7 @@ from refdiff.model.height.difference import HeightDifference
 from refdiff.model.images import F32, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import SolidPart, depth_png, xyz_tiff
+from refdiff.tools.golden_samples.adopt import adopt
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.colour_pairs import height_maps, with_its_photo
 from refdiff.tools.golden_samples.enroll import EnrollResult, enroll
@@ -243,6 +246,27 @@ def test_colour_cannot_be_stated_or_taken_back_once_golden_samples_are_there(wor
     with pytest.raises(SpecError, match="cannot change any more"):
         check_specification(workspace, "plate", parse_spec({"depth": without}))
     check_specification(workspace, "plate", parse_spec({"depth": DEPTH | {"palette": "iron"}}))
+
+
+def test_pair_whose_parts_are_within_the_limit_is_adopted_though_both_together_are_not(tmp_path: Path) -> None:
+    limit, by_side = 1_000_000, (280, 280)
+    rng = np.random.default_rng((6, 1))
+    height = PART.height_map(rng, size=by_side, mm_per_px=0.4)
+    photo = io.BytesIO()
+    Image.fromarray(PART.colour_photo(height, rng)).save(photo, "BMP")
+    pair = Upload("part.tiff", xyz_tiff(height.mm, 0.4), photo.getvalue())
+    memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+    model = ModelSettings(cache=tmp_path / "cache", working_px=96, max_bytes=limit)
+    with Workspace.open(memory=memory, model=model) as workspace:
+        stated(workspace, DEPTH)
+        enrolled(workspace, Upload("good.tiff", *made(1)))
+        taken = record_capture(workspace.stores, "1", "plate", pair, settings=model)
+        assert len(workspace.stores.images.get(taken.sha256)) > limit
+        report = {"part_id": "1", "product": "plate", "query_sha256": taken.sha256, "requested_by": "ann"}
+        workspace.stores.inspections.file("i1", "1", "plate", "REVIEW", taken.created_at, report)
+        workspace.stores.dispositions.add("i1", "override", "ann", "dust", "good", as_reference=True)
+        workspace.stores.adoptions.decide("i1", True, "eve", admin=True)
+        assert adopt(workspace, "i1").outcome.startswith("enrolled")
 
 
 @pytest.mark.parametrize("tail", [0.2, 0.8])

@@ -109,15 +109,12 @@ def _walk(
 
 
 def read_photo(path: Path | Upload, settings: ModelSettings) -> bytes:
-    """The bytes of an image file.
+    """The bytes of an image file, or of an upload, whose size its reader checks: of each part, where some were joined.
 
     Raises ImageError: absent, not a regular file, unreadable, over `settings.max_bytes`; UnavailableError where the machine
     has no file descriptor or memory left for it: nothing is wrong with the photo then.
     """
     if isinstance(path, Upload):
-        check_bytes(len(path.data), path.path.name, settings)
-        if path.colour is not None:
-            check_bytes(len(path.colour), f"colour photo of {path.path.name}", settings)
         return path.data
     name = storable(str(path))
     try:
