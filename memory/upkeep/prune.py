@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inspe
 
 from refdiff.memory.artefacts import inspection_folder
 from refdiff.memory.audit_chain import FILED, NO_REPORT, REMOVED, append
-from refdiff.memory.changes import GOLDEN, PRUNE, changing, record_change
+from refdiff.memory.changes import CAPTURE, GOLDEN, PRUNE, changing, record_change
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.sqlite_file import empty_log, free_bytes, give_back
 from refdiff.memory.golden_bank.golden import golden_id_of, make_golden_id
@@ -221,12 +221,14 @@ class _Prune:
                 ).all()
             in_use = self._used_of(captured)  # an object store takes its time: nobody waits for it to write
             began = time.monotonic()
+            captures: list[Row[Any]] = []
             with changing(self._stores.db) as conn:
                 rows = conn.execute(_rows(self._wanted).where(_I.seq.in_([r.seq for r in some]))).all()
                 going = self._as_filed(rows)
                 unlike += len(rows) - len(going)
                 if going:
-                    self._remove(conn, going, in_use)
+                    captures = self._remove(conn, going, in_use)
+            self._put_back(captures)
             self._done.inspections += len(going)
             self._progress("removing records", self._done.inspections, total)
             time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))  # let others write
@@ -247,7 +249,8 @@ class _Prune:
                     ))  # fmt: skip
         return found
 
-    def _remove(self, conn: Connection, going: list[_Removal], in_use: set[str]) -> None:
+    def _remove(self, conn: Connection, going: list[_Removal], in_use: set[str]) -> list[Row[Any]]:
+        """Empty their reports; the captures that go with them."""
         ids = [r.inspection_id for r in going]
         conn.execute(delete(t.differences).where(t.differences.c.inspection_id.in_(ids)))
         conn.execute(update(t.inspections).where(_I.inspection_id.in_(ids)).values(report=NO_REPORT))
@@ -262,10 +265,25 @@ class _Prune:
             append(conn, REMOVED, r.inspection_id, self._by, said, facts={"filter": str(self._wanted)})
             self._done.record_bytes += r.record_bytes
             gone += captured
-        conn.execute(delete(t.captures).where(_C.capture_id.in_(gone)))
-        self._done.captures += len(gone)
+        removed = conn.execute(delete(t.captures).where(_C.capture_id.in_(gone)).returning(t.captures)).all()
+        self._done.captures += len(removed)
         about = {"inspections": len(going), "captures": len(gone), "filter": asdict(self._wanted)}
         record_change(conn, PRUNE, "inspections", self._by, about, None, change=f"removed {len(going)}: {self._wanted}")
+        return [*removed]
+
+    def _put_back(self, captures: list[Row[Any]]) -> None:
+        """Put back those of the removed captures whose photo came into use after it was asked for: who inspects the part
+        had found its capture before."""
+        used = self._used_of({row.sha256 for row in captures})
+        if not (back := [row for row in captures if row.sha256 in used]):
+            return
+        with changing(self._stores.db) as conn:
+            for row in back:
+                values = row._asdict()
+                t.insert_new(conn, t.captures, values)
+                state = {name: value for name, value in values.items() if name != "seq"}
+                record_change(conn, CAPTURE, row.capture_id, self._by, None, state)
+        self._done.captures -= len(back)
 
     def _captures(
         self, conn: Connection, going: Iterable[_Removal], gone: ColumnElement[bool]

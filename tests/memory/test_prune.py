@@ -296,8 +296,30 @@ def test_nobody_waits_to_write_while_the_store_of_the_photos_is_asked(
 
     monkeypatch.setattr(type(stores.images), "used_at", slow)
     found = pruned(stores)
-    assert (found.inspections, found.captures, len(written)) == (2, 1, 2)
+    assert (found.inspections, found.captures, len(written)) == (2, 1, 3)
     assert [c.sha256 for c in stores.captures.list()] == [used]
+
+
+def test_capture_whose_photo_comes_into_use_once_it_was_asked_for_stays(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, old = file_inspection(stores, "begun"), file_inspection(stores, "old")
+    age_photos(stores)
+    real = type(stores.images).used_at
+
+    def used_at(images: Any, sha256: str) -> float | None:
+        found = real(images, sha256)
+        if sha256 == begun:
+            images.mark_used(sha256)  # as an inspection does that found the capture before
+        return found
+
+    before = [c for c in stores.captures.list() if c.sha256 == begun]
+    monkeypatch.setattr(type(stores.images), "used_at", used_at)
+    found = pruned(stores)
+    assert (found.inspections, found.captures, found.in_use) == (2, 1, 0)
+    assert stores.captures.list() == before
+    assert {begun, old} & held(stores) == {begun}
+    intact(stores)
 
 
 def test_later_runs_do_not_ask_for_photos_that_are_gone(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
