@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -46,7 +47,7 @@ from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQ
 from refdiff.agent.work.received import file_received
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
-from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
+from refdiff.memory.journals.jobs import CRASHED, MAX_HANGS, PERSON, Job, JobState
 from refdiff.memory.locks import hold_lock, hold_shared_lock
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.rows.captures import Capture
@@ -694,8 +695,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             return
         elsewhere = BusyError("another process enrols them")
         # an enrolment may take minutes; inspections do not wait for it
-        with suppress(BusyError), self._enrol_now() as step, self.stores.db.lock("adopt", elsewhere):
-            adopt_all(self.workspace, step)
+        with suppress(BusyError), self.stores.db.lock("adopt", elsewhere):
+            adopt_all(self.workspace, self._enrol_now)
 
     @contextmanager
     def _enrolment(self, what: str) -> Iterator[WorkProgress]:
@@ -710,16 +711,26 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             self._enrol_places.release()
 
     @contextmanager
-    def _enrol_now(self) -> Iterator[Callable[[], None]]:
-        """The turn of an enrolment that can also be done later, to be told of its steps. Raises BusyError instead of
-        waiting."""
+    def _enrol_now(self, inspection_id: str) -> Iterator[None]:
+        """The turn to enrol the photo of an inspection, which can also be done later; BusyError instead of waiting."""
         if not self._enrolling.acquire(blocking=False):
             raise BusyError("an enrolment or calibration is running")
         try:
-            with self._queue.beside("enrolment of reviewed photos") as step:
-                yield step
+            what = f"enrolment of the photo of inspection {inspection_id}"
+            with self._queue.beside(what, partial(self._give_up_enrolment, inspection_id)):
+                yield
         finally:
             self._enrolling.release()
+
+    def _give_up_enrolment(self, inspection_id: str) -> None:
+        """Record that the enrolment of an approved photo hangs in this process."""
+        outcome = (
+            f"refused: its enrolment hung twice, taking no step for {self.settings.longest_step_s:g} s (REFDIFF_HANG_S), "
+            f"the second time in {self.worker}, whose log says where. Once that is mended, enrol the photo as a file: "
+            "refdiff enroll --product PRODUCT FILE"
+        )
+        made = self.stores.adoptions.hang(inspection_id, MAX_HANGS, outcome)
+        log.error("the photo of inspection %s is %s", inspection_id, made.outcome if made else "tried again once")
 
     def _known(self, origin: str, digest: str | None, lasts: timedelta | None) -> Job | None:
         """The job of that origin. Raises InputError if it was another request."""

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from refdiff.agent.inspector import Inspector
 from refdiff.memory.records.adoptions import Approval
@@ -22,10 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reviews:
-    """turn: held while a golden sample is enrolled; may raise UnavailableError."""
+    """turn: held while the photo of an inspection is enrolled; may raise UnavailableError."""
 
     inspector: Inspector
-    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+    turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
 
     def dispose(
         self,
@@ -100,7 +99,7 @@ class Reviews:
 
     def _adopt(self, inspection_id: str) -> None:
         try:
-            with self.turn():
+            with self.turn(inspection_id):
                 adopt(self.inspector.workspace, inspection_id)
         except Exception as e:
             if (lacking := outage(e)) is None:

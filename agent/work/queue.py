@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from refdiff.agent.events import AgentEvent
@@ -95,6 +96,8 @@ class InspectionQueue:
         self._outcome, self._hang_s = outcome, hang_s
         self.hung: str | None = None  # what hangs, in words: this process should end
         self._watch = Watch(hang_s, self._hang)
+        self._unnoted: Callable[[], None] | None = None  # what records the hang, until that is done
+        self._noting = threading.Lock()
         self._doing: Work | None = None  # of the inspecting thread
         self._heard: AgentEvent | None = None  # the last one
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
@@ -146,7 +149,7 @@ class InspectionQueue:
     def stop(self, wait_s: float | None = None) -> None:
         """Drain, and wait for what is running, no longer than wait_s (default: briefly); the journal keeps the rest."""
         self.drain()
-        if self._thread.is_alive() and not self._is_given_up(self._doing):
+        if self._thread.is_alive() and not self._is_stuck:
             self._thread.join(_STOP_WAIT_S if wait_s is None else wait_s)
         self._ended.set()
         self._watch.stop()
@@ -154,6 +157,7 @@ class InspectionQueue:
             if thread.is_alive():
                 thread.join(_STOP_WAIT_S)
         try:
+            self._note()  # again: what hangs may not go back uncounted
             if (current := self._current) is not None:  # a stop is no crash
                 self._jobs.requeue(current, self.worker)
             if self._takes_jobs:
@@ -244,10 +248,10 @@ class InspectionQueue:
         return job
 
     @contextlib.contextmanager
-    def beside(self, what: str = "") -> Iterator[Callable[[], None]]:
+    def beside(self, what: str = "", note: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
         """Work in another thread that might crash the process: it is not blamed on the inspection that runs meanwhile.
 
-        what: long work, which is watched. Yields what it calls with each step.
+        what: long work, which is watched. note: records that it hung. Yields what it calls with each step.
         """
         with self._blame:
             if self._blamed is not None:
@@ -255,7 +259,7 @@ class InspectionQueue:
             self._beside, self._blamed = self._beside + 1, None
         try:
             if what:
-                with self._watch.over(what) as work:
+                with self._watch.over(what, note) as work:
                     yield work.step
             else:
                 yield lambda: None
@@ -325,7 +329,7 @@ class InspectionQueue:
         """Renew the lease, and the news that this process takes jobs."""
         told = False  # once, not with each try
         # what else hangs in this process is no matter of the inspection that runs
-        while not self._is_given_up(self._doing):
+        while not self._is_stuck:
             try:
                 self._jobs.keep(self.worker, self._lease_s)
                 told = False
@@ -455,9 +459,9 @@ class InspectionQueue:
             log.warning("the work between two inspections failed", exc_info=True)
 
     @contextlib.contextmanager
-    def _working(self, what: str) -> Iterator[Work]:
+    def _working(self, what: str, note: Callable[[], None] | None = None) -> Iterator[Work]:
         """Work of the inspecting thread, which is watched."""
-        with self._watch.over(what) as self._doing:
+        with self._watch.over(what, note) as self._doing:
             try:
                 yield self._doing
             finally:
@@ -466,25 +470,39 @@ class InspectionQueue:
     def _is_given_up(self, work: Work | None) -> bool:
         return work is not None and work is self._watch.hanging
 
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether the inspecting thread hangs, in whatever it does."""
+        hanging = self._watch.hanging
+        return hanging is not None and hanging.thread == self._thread.ident
+
     def _hang(self, work: Work) -> None:
         """In the thread that watches. It waits for no lock before the lease ends and the process is known to be of no use:
         what hangs may hold any."""
-        inspection_id = self._current if work is self._doing else None
+        self._unnoted = work.note
         self.hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
         log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", self.hung, work.place())
-        if inspection_id is None:
-            return
+        try:
+            self._note()
+        except Exception:
+            log.exception("this is not recorded; the end of this process tries again, else the end of its lease tells")
+
+    def _note(self) -> None:
+        """Record what hangs, once. Raises what that raises; the next call tries again."""
+        with self._noting:
+            if self._unnoted is not None:
+                self._unnoted()
+                self._unnoted = None
+
+    def _give_up(self, inspection_id: str) -> None:
+        """Record that an inspection of this process hangs."""
         message = (
             f"given up: it hung twice, taking no step for {self._hang_s:g} s (REFDIFF_HANG_S), the second time in "
             f"{self.worker}, whose log says where. To try it again: POST /v1/inspections/{inspection_id}/retry"
         )
-        try:
-            state = self._jobs.hang(
-                inspection_id, self.worker, {"type": HUNG, "message": message, "exit_code": RefDiffError.exit_code}
-            )
-        except Exception:
-            log.exception("inspection %s is taken over once the lease of this process has ended", inspection_id)
-            return
+        state = self._jobs.hang(
+            inspection_id, self.worker, {"type": HUNG, "message": message, "exit_code": RefDiffError.exit_code}
+        )
         log.error("inspection %s %s", inspection_id, {
             "queued": "is tried again once, behind all that wait", "failed": f"is {message}",
         }.get(state or "", "had been taken over"))  # fmt: skip
@@ -500,7 +518,7 @@ class InspectionQueue:
         self._report(inspection_id, "started", f"attempt {job.attempts}", "running")
         work: Work | None = None
         try:
-            with self._working(f"inspection {inspection_id}") as work:
+            with self._working(f"inspection {inspection_id}", partial(self._give_up, inspection_id)) as work:
                 outcome = self._inspect(job)
         except Exception as e:
             if self._is_given_up(work):

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 HANG_S = 900.0
 _LOOKS = 20  # within the time that work may take for one step
@@ -24,8 +25,9 @@ class Work:
     """Work that the thread which makes it does."""
 
     what: str  # "inspection insp-..."
+    note: Callable[[], None] | None = None  # records that it was given up, where that is to be known
     silent_s: float = 0.0  # since its last step
-    _thread: int = field(default_factory=threading.get_ident)
+    thread: int = field(default_factory=threading.get_ident)
 
     def step(self) -> None:
         """Say that it moves on."""
@@ -33,12 +35,12 @@ class Work:
 
     def place(self) -> str:
         """The lines of code that its thread is at, the innermost last."""
-        frame = sys._current_frames().get(self._thread)
+        frame = sys._current_frames().get(self.thread)
         return "".join(traceback.format_stack(frame)) if frame else "its thread has ended"
 
 
-class Watch:
-    """Threads may share it."""
+class Watch(contextlib.AbstractContextManager["Watch"]):
+    """Threads may share it. Watches from `start` to `stop`, or as a context manager."""
 
     def __init__(self, hang_s: float, on_hang: Callable[[Work], None]) -> None:
         """hang_s: how long work may take for one step. on_hang: called once, for the first that hangs, in the thread that
@@ -55,10 +57,17 @@ class Watch:
     def stop(self) -> None:
         self._ended.set()
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     @contextlib.contextmanager
-    def over(self, what: str) -> Iterator[Work]:
-        """Watch what the calling thread does in the block, which calls `step` of what it is given."""
-        work = Work(what)
+    def over(self, what: str, note: Callable[[], None] | None = None) -> Iterator[Work]:
+        """Watch what the calling thread does in the block, which calls `step` of what it is given. note: see `Work`."""
+        work = Work(what, note)
         self._watched.append(work)
         try:
             yield work

@@ -177,6 +177,7 @@ approvals = _table(
     _text("by"),
     _text("note"),
     _text("created_at"),
+    _count("hangs", server_default=text("0")),  # how often the enrolment of the photo took no step for too long
 )
 frames = _table(  # derived, made again if lost
     "frames",

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Select, func, insert, literal, select, union, union_all
+from sqlalchemy import Connection, Select, func, insert, literal, select, union, union_all, update
 
 from refdiff.memory.audit_chain import append
 from refdiff.memory.database import tables as t
@@ -122,20 +122,33 @@ class AdoptionStore:
         with self._db.transaction() as conn:
             return _learned(conn, inspection_id, golden_id, outcome)
 
+    def hang(self, inspection_id: str, most: int, outcome: str) -> Adoption | None:
+        """Count that the enrolment of an approved photo hung. The `most`-th time, the photo is refused with that outcome.
+
+        What is recorded then, or was before; None while it may be tried again.
+        """
+        with self._db.transaction() as conn:
+            mine = _A.inspection_id == inspection_id
+            conn.execute(update(t.approvals).where(mine).values(hangs=_A.hangs + 1))
+            if (conn.scalar(select(_A.hangs).where(mine)) or 0) >= most:
+                return _learned(conn, inspection_id, None, outcome)
+        return self.get(inspection_id)
+
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
         with self._db.connection() as conn:
             return t.get(conn, t.learned, golden_id=golden_id) is not None
 
     def consented(self) -> list[str]:
-        """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first."""
+        """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first; those whose
+        enrolment hung come last."""
         with self._db.connection() as conn:
             c = CONSENTS.c
             found = conn.scalars(
                 select(c.inspection_id)
                 .join(t.approvals, _A.inspection_id == c.inspection_id)
                 .where(_A.approved, c.inspection_id.not_in(select(_L.inspection_id)))
-                .order_by(c.at)
+                .order_by(_A.hangs, c.at)
             ).all()
         return list(dict.fromkeys(found))
 

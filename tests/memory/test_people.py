@@ -181,6 +181,24 @@ def test_reference_needs_an_admin_or_a_second_person(
     assert "approvals" in str(stores.audit.verify_store().problem)
 
 
+def test_approved_photo_whose_enrolment_hangs_comes_last_and_is_refused_the_second_time(stores: Stores) -> None:
+    for i in ("g", "h"):
+        file(stores, i)
+        stores.dispositions.add(i, "override", "ann", "dust", "good", as_reference=True)
+        stores.adoptions.decide(i, True, "eve", admin=True)
+    assert stores.adoptions.consented() == ["g", "h"]
+    assert stores.adoptions.hang("g", 2, "refused: it hung") is None
+    assert stores.adoptions.consented() == ["h", "g"]
+    made = stores.adoptions.hang("g", 2, "refused: it hung")
+    assert made is not None
+    assert (made.golden_id, made.outcome) == (None, "refused: it hung")
+    assert stores.adoptions.add("g", "g-0123456789ab", "enrolled") == made
+    assert stores.adoptions.consented() == ["h"]
+    enrolled = stores.adoptions.add("h", "g-0123456789ab", "enrolled")
+    assert stores.adoptions.hang("h", 1, "refused: it hung") == enrolled
+    assert stores.audit.verify_store().problem is None
+
+
 def test_two_people_who_propose_the_same_photo_approve_it(stores: Stores) -> None:
     file(stores, "g", "FAIL", blind_share=1.0)
     stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from sqlalchemy import select
 
 from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
+from refdiff.agent.work import queue
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.jobs import HUNG, Job
 from refdiff.memory.photos.image_store import FolderImages
+from refdiff.memory.records.dispositions import Decision
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import BusyError
+from refdiff.model.errors import BusyError, UnavailableError
 from refdiff.server import signals
 from refdiff.tools.golden_samples import background_fit, fit
+from refdiff.tools.golden_samples.adopt import adopt
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.workspace import Workspace
@@ -205,6 +209,97 @@ def test_inspection_that_moves_again_after_it_was_given_up_files_nothing(
         assert service.stores.inspections.find(job.inspection_id) is None
         assert not service.alive
         assert service.readiness().problems[0].startswith(f"inspection {job.inspection_id} has taken no step for 3 s")
+
+
+def test_inspection_whose_hang_could_not_be_recorded_is_counted_at_the_end_of_its_process(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_HANG_S", "3")
+    with InspectionService.open(role="server") as service:
+        job = submit(service, "71")
+        photo = photo_of(service, job)
+    with InspectionService.open() as service:
+        hang, refused = service.jobs.hang, threading.Event()
+
+        def away(*arguments: Any) -> Any:
+            if not refused.is_set():
+                refused.set()
+                raise UnavailableError("the database does not answer")
+            return hang(*arguments)
+
+        monkeypatch.setattr(service.jobs, "hang", away)
+        assert refused.wait(WAIT_S)
+        assert (service.jobs.get(job.inspection_id).state, hangs(service, job)) == ("running", 0)
+    with InspectionService.open(role="server") as service:
+        assert (service.jobs.get(job.inspection_id).state, hangs(service, job)) == ("queued", 1)
+    photo.answer()
+
+
+def approved(*parts: str) -> tuple[Unanswered, list[str]]:
+    """Inspections whose photos are approved as golden samples, and not enrolled yet; and the photo of the first."""
+    with InspectionService.open() as service:
+        jobs = [submit(service, part) for part in parts]
+        assert {service.wait(job.inspection_id, WAIT_S).state for job in jobs} == {"done"}
+    with Stores.open() as stores:
+        for job in jobs:
+            decision: Decision = "accept" if stores.inspections.get(job.inspection_id).verdict == "PASS" else "override"
+            stores.dispositions.add(job.inspection_id, decision, "ann", "good", "good", as_reference=True)
+            stores.adoptions.decide(job.inspection_id, True, "eve", admin=True)
+        photo = Unanswered(stores, stores.captures.history(parts[0])[0].sha256)
+    return photo, [job.inspection_id for job in jobs]
+
+
+def counted(stores: Stores, inspection_id: str, times: int) -> bool:
+    """Whether the enrolment of its photo hung so often."""
+    with stores.db.connection() as conn:
+        a = t.approvals.c
+        return conn.scalar(select(a.hangs).where(a.inspection_id == inspection_id)) == times
+
+
+def test_approved_photo_whose_enrolment_hangs_twice_is_refused_and_holds_nothing_up(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck, other) = approved("81", "82")
+    monkeypatch.setattr(queue, "_STOP_WAIT_S", 120.0)
+    monkeypatch.setenv("REFDIFF_HANG_S", "3")
+    for times in (1, 2):
+        with InspectionService.open() as service:
+            until(lambda: service.hung, 30)
+            named = f"enrolment of the photo of inspection {stuck} has taken no step for 3 s (REFDIFF_HANG_S)"
+            assert service.hung == named
+            until(partial(counted, service.stores, stuck, times), 30)
+            adoption = service.stores.adoptions.get(stuck)
+            assert (adoption is not None) == (times == 2)
+            # the second time, what never hung comes first
+            assert (service.stores.adoptions.get(other) is not None) == (times == 2)
+            began = time.monotonic()
+        assert time.monotonic() - began < 30.0  # its end waits for no thread that hangs
+        photo.answer()  # as the end of a process ends its threads
+        until(lambda: not service._queue._thread.is_alive())
+    assert adoption is not None
+    assert (adoption.golden_id, "refused: its enrolment hung twice" in adoption.outcome) == (None, True)
+    assert "refdiff enroll" in adoption.outcome
+    photo.mend()
+    with InspectionService.open() as service:
+        job = submit(service, "83")
+        assert service.wait(job.inspection_id, WAIT_S).state == "done"
+        assert service.hung is None
+        assert service.stores.audit.verify_store(photos=True).problem is None
+
+
+def test_photo_whose_enrolment_was_given_up_and_moves_again_is_no_golden_sample_in_use(ready: Path) -> None:
+    photo, (stuck,) = approved("81")
+    with Workspace.open(shared=True) as workspace:
+        made: list[Any] = []
+        adopting = threading.Thread(target=lambda: made.append(adopt(workspace, stuck)))
+        adopting.start()
+        for _ in range(2):
+            workspace.stores.adoptions.hang(stuck, 2, "refused: its enrolment hung twice")
+        photo.answer()
+        photo.mend()
+        adopting.join(WAIT_S)
+        assert made[0].outcome == "refused: its enrolment hung twice"
+        assert [g.status for g in workspace.bank.list("board") if g.source == "disposition"] == ["retired"]
 
 
 def test_calibration_that_hangs_is_named(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:

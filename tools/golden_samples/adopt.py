@@ -8,6 +8,7 @@ retired like any other golden. A golden from a disposition serves as a reference
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Adoption
@@ -57,18 +58,23 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         golden = left or result.added[0]
         flagged = flag_outliers(workspace, record.product, [left.golden_id]) if left else result.flagged
         odd = "; flagged because it is unlike the others" if flagged else ""
-        return stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
+        made = stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
+        if made.golden_id is None:  # it was given up meanwhile, which people have been told
+            workspace.bank.set_status(golden.golden_id, "retired", made.outcome)
+        return made
     refusal = [*result.already_there, *result.refused][0]
     return stores.adoptions.add(inspection_id, None, f"refused: {refusal.reason}")
 
 
-def adopt_all(workspace: Workspace, step: Callable[[], None] = lambda: None) -> list[Adoption]:
-    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first. step:
-    called before each."""
+def adopt_all(
+    workspace: Workspace, turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
+) -> list[Adoption]:
+    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first. turn:
+    held while that of an inspection is enrolled."""
     made = []
     for inspection_id in workspace.stores.adoptions.consented():
-        step()
-        made.append(adopt(workspace, inspection_id))
+        with turn(inspection_id):
+            made.append(adopt(workspace, inspection_id))
     return made
 
 
