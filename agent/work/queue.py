@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -49,6 +50,7 @@ _STOP_WAIT_S = 8.0
 _STOPPING = "the server is stopping; ask again after the restart"
 _IDLE_S = 60.0  # between two runs of the idle work
 _LOOK_S = 0.25  # between two looks for jobs that other processes accepted, or ended
+_AGAIN_S = 1.0, 4.0  # between two tries of a journal that fails: at random, as many processes ask it once it is back
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class InspectionQueue:
         self._idle_at = self._next_crash_look = 0.0  # when the idle work ran, and when to look for dead workers
         self._failing: set[str] = set()  # jobs of this process that are tried again later
         self._unwritten: dict[str, str] = {}  # jobs that the journal could not be told about, and why
-        self._journal_failures = 0  # in a row
+        self._journal_fails = False
         self._exclusive: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._running_exclusive: Future[Any] | None = None
         self._histories: OrderedDict[str, list[Progress]] = OrderedDict()
@@ -180,7 +182,7 @@ class InspectionQueue:
     @property
     def outage(self) -> str | None:
         """What the inspections that are tried again later lack; None if there are none."""
-        return self._outage if self._failing or self._unwritten or self._journal_failures else None
+        return self._outage if self._failing or self._unwritten or self._journal_fails else None
 
     @property
     def stopping(self) -> bool:
@@ -375,7 +377,7 @@ class InspectionQueue:
         self._idle()
         while self.hung is None:
             with self._changed:
-                if not (self._exclusive or self._stopping.is_set() or (self._more and not self._journal_failures)):
+                if not (self._exclusive or self._stopping.is_set() or (self._more and not self._journal_fails)):
                     idle_at = self._idle_at + _IDLE_S
                     wake_at = min(self._next_look, idle_at) if self._takes_jobs else idle_at
                     self._changed.wait(max(0.0, wake_at - time.monotonic()))
@@ -411,10 +413,10 @@ class InspectionQueue:
             if job is not None:
                 self._more = True
                 self._run_job(job)
-            if self._journal_failures:
-                self._journal_failures, self._outage = 0, self.outage if self._failing else None
+            if self._journal_fails:
+                self._journal_fails, self._outage = False, self.outage if self._failing else None
         except Exception as e:  # the journal itself fails, e.g. because the disk is full
-            self._journal_failures += 1
+            self._journal_fails = True
             if not self._stopping.is_set():  # else it was closed meanwhile, and the next start goes on
                 lacking = outage(e) or e
                 if job is not None:
@@ -422,7 +424,7 @@ class InspectionQueue:
                 self._told(job.inspection_id if job else None, lacking)
         finally:
             self._current = self._blamed = None
-        pause = BACKOFF.wait_s(self._journal_failures) if self._journal_failures else _LOOK_S
+        pause = random.uniform(*_AGAIN_S) if self._journal_fails else _LOOK_S
         self._next_look = time.monotonic() + pause
         return job is not None
 

@@ -20,6 +20,7 @@ from refdiff.agent.work.queue import InspectionQueue, Progress
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.jobs import BATCH
 from refdiff.memory.stores import Stores
+from refdiff.model.errors import UnavailableError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
@@ -148,3 +149,18 @@ def test_end_of_a_job_of_another_process_is_heard(stores: Stores) -> None:
         queue.stop()
     assert [p.kind for p in heard if p.kind != "started"] == ["queued", "done"]
     assert (heard[-1].message, stores.jobs.get("insp-1").worker) == ("PASS", None)
+
+
+def test_journal_that_fails_is_asked_again_within_seconds_and_not_by_all_at_once(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise UnavailableError("the database does not answer")
+
+    monkeypatch.setattr(stores.jobs, "begin", away)
+    queue, pauses = InspectionQueue(stores.jobs, lambda _: ""), []
+    for _ in range(8):
+        queue._take()
+        pauses.append(queue._next_look - time.monotonic())
+    assert 0.5 < min(pauses) < max(pauses) < 4.5
+    assert max(pauses) - min(pauses) > 0.1
