@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from refdiff.memory.database.postgres import connection_options
 from refdiff.memory.locks import hold_lock, hold_named_lock
-from refdiff.model.errors import StorageError, UnavailableError
+from refdiff.model.errors import ElsewhereError, StorageError, UnavailableError
 from refdiff.model.files import make_private
 
 # checkpoints may only hold types that can be read back safely: None allows the built-in ones and nothing else
@@ -65,8 +65,8 @@ class Checkpoints:
                 self.saver.put_writes(kept, writes, task)
 
     def claim(self, inspection_id: str) -> AbstractContextManager[None]:
-        """Lock an inspection. Raises UnavailableError if another process holds it."""
-        busy = UnavailableError(f"inspection {inspection_id} is running in another process; wait for it")
+        """Lock an inspection. Raises ElsewhereError if another process holds it."""
+        busy = ElsewhereError(f"inspection {inspection_id} is running in another process; wait for it")
         return hold_lock(self._home / "locks" / f"{inspection_id}.lock", busy, remove=True)
 
     def is_claimed(self, inspection_id: str) -> bool:

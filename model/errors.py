@@ -93,6 +93,10 @@ class BusyError(UnavailableError):
         self.retry_after_s = retry_after_s
 
 
+class ElsewhereError(UnavailableError):
+    """Another process does it at this moment."""
+
+
 class StorageError(UnavailableError):
     pass
 

@@ -31,7 +31,7 @@ from refdiff.agent.events import AgentEvent
 from refdiff.agent.work.watch import HANG_S, Watch, Work
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import HUNG, LEASE_S, Job, JobState, JobStore
-from refdiff.model.errors import BusyError, RefDiffError, UnavailableError
+from refdiff.model.errors import BusyError, ElsewhereError, RefDiffError, UnavailableError
 from refdiff.model.files import outage
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ _STOP_WAIT_S = 8.0
 _STOPPING = "the server is stopping; ask again after the restart"
 _IDLE_S = 60.0  # between two runs of the idle work
 _LOOK_S = 0.25  # between two looks for jobs that other processes accepted, or ended
+_ELSEWHERE_S = 2.0  # between two looks whether another process, perhaps at its end, still runs a job
 _AGAIN_S = 1.0, 4.0  # between two tries of a journal that fails: at random, as many processes ask it once it is back
 
 log = logging.getLogger(__name__)
@@ -525,6 +526,9 @@ class InspectionQueue:
         except Exception as e:
             if self._is_given_up(work):
                 return None
+            if isinstance(e, ElsewhereError):  # nothing fails: it is filed there, or, once that process has ended, here
+                self._jobs.requeue(inspection_id, self.worker, _ELSEWHERE_S, failed=False)
+                return self._report(inspection_id, "retry", f"{e}; looking again in {_ELSEWHERE_S:g} s", "queued")
             if (lacking := outage(e)) is None:
                 return self._fail(inspection_id, e)
             return self._retry_later(job, lacking)

@@ -29,7 +29,7 @@ _J = t.jobs.c
 _IS_OPEN = _J.state.in_(OPEN)
 CANCELLED, CRASHED, HUNG = "Cancelled", "Crashed", "Hung"  # types of errors that end a job without an exception
 MAX_HANGS = 2  # of a job; then it fails
-_GONE_S = 6.0  # until a process in which a job hung has ended, with the lock of that inspection
+_GONE_S = 6.0  # by then most processes in which a job hung have ended; of others the lock of the inspection tells
 PERSON, BATCH = 0, 10  # priorities: somebody waits, nobody does
 LEASE_S = 30.0  # without a sign of life of its worker, another one takes a job over
 _AT_ONCE = 500  # ids in one query
@@ -162,16 +162,25 @@ class JobStore:
         with self._db.transaction() as conn:
             conn.execute(update(t.jobs).where(_J.inspection_id == inspection_id).values(alone=False))
 
-    def requeue(self, inspection_id: str, worker: str = "", delay_s: float | None = None, last: bool = False) -> None:
+    def requeue(
+        self,
+        inspection_id: str,
+        worker: str = "",
+        delay_s: float | None = None,
+        last: bool = False,
+        failed: bool = True,
+    ) -> None:
         """Put a job that `worker` runs back in the queue: something it needs is unavailable, or the server stops.
 
-        delay_s: it has failed again, and is due after that time; None: it has not. last: behind all that are waiting. A job
-        that another worker has taken over meanwhile stays as it is.
+        delay_s: it is due after that time; None: at once. last: behind all that are waiting. failed: whether that counts
+        as a failure, where it is due later. A job that another worker has taken over meanwhile stays as it is.
         """
         with self._db.out_of_turn() as conn:
-            failed = {} if delay_s is None else {"failures": _J.failures + 1, "not_before": t.clock(conn) + delay_s}
+            later: dict[str, Any] = {} if delay_s is None else {"not_before": t.clock(conn) + delay_s}
+            if later and failed:
+                later["failures"] = _J.failures + 1
             _set(conn, _held(inspection_id, worker), state="queued", worker=None, lease_until=None,
-                 **failed, **({"place": _LAST} if last else {}))  # fmt: skip
+                 **later, **({"place": _LAST} if last else {}))  # fmt: skip
 
     def hang(self, inspection_id: str, worker: str, error: dict[str, Any]) -> JobState | None:
         """Give up a job that hangs in `worker`: it waits again, behind all others; if it hung before, it fails with `error`.

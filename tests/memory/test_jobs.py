@@ -142,6 +142,13 @@ def test_job_that_hangs_waits_again_once_and_then_fails(stores: Stores) -> None:
     assert stores.jobs.hang("j1", "x", error) == "queued"  # it counts from the beginning
 
 
+def test_job_that_waits_for_another_process_has_not_failed(stores: Stores) -> None:
+    add(stores, "j1")
+    assert take(stores) == "j1"
+    stores.jobs.requeue("j1", "w", 30.0, failed=False)
+    assert (stores.jobs.get("j1").failures, take(stores)) == (0, None)
+
+
 def test_lease_is_renewed_with_the_sign_of_life(stores: Stores) -> None:
     add(stores, "j1", "j2")
     assert (take(stores, "w", lease_s=-1.0), take(stores, "dead", lease_s=-1.0)) == ("j1", "j2")

@@ -302,6 +302,19 @@ def test_photo_whose_enrolment_was_given_up_and_moves_again_is_no_golden_sample_
         assert [g.status for g in workspace.bank.list("board") if g.source == "disposition"] == ["retired"]
 
 
+def test_inspection_that_another_process_still_runs_is_waited_for_and_no_outage(ready: Path) -> None:
+    """As by a worker that was taken for dead, or that takes long to end after something hung in it."""
+    with InspectionService.open(role="server") as service, contextlib.ExitStack() as later:
+        job = submit(service, "91")
+        with service._inspector.checkpoints.claim(job.inspection_id):
+            worker = later.enter_context(InspectionService.open(role="worker"))
+            until(lambda: service.jobs.get(job.inspection_id).attempts >= 2)
+            until(lambda: service.jobs.get(job.inspection_id).state == "queued")
+            assert worker.readiness().problems == ()
+            assert service.jobs.get(job.inspection_id).failures == 0
+        assert service.wait(job.inspection_id, WAIT_S).state == "done"
+
+
 def test_calibration_that_hangs_is_named(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_HANG_S", "3")
     monkeypatch.setenv("REFDIFF_CACHE", str(ready / "empty"))
