@@ -198,6 +198,12 @@ class JobStore:
             _set(conn, held, state=state, hangs=hangs + 1, worker=None, lease_until=None, **then)
             return state
 
+    def hung_since(self, at: str) -> str | None:
+        """The inspection that hung last, since that time (ISO 8601, UTC); None without one."""
+        with self._db.connection() as conn:
+            hung = select(_J.inspection_id).where(_J.hangs > 0, _J.updated_at >= at)
+            return conn.scalar(hung.order_by(_J.updated_at.desc()).limit(1))
+
     def take_over(self, everybody: bool = False) -> builtins.list[Job]:
         """Requeue, behind all that wait, the running jobs whose lease has ended: their workers crashed, which is counted.
 

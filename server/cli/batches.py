@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from refdiff.model.errors import UnavailableError
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
 from refdiff.server.cli.options import Json, MaybeProduct, clean, minute
 from refdiff.server.cli.output import emit
-from refdiff.server.signals import stopping
+from refdiff.server.signals import HUNG, stopping
 
 if TYPE_CHECKING:  # the database's library takes a while to import
     from refdiff.memory.journals.batches import Batch
@@ -25,6 +27,7 @@ batch = typer.Typer(help="List batches, show one, or stop one.", no_args_is_help
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="Batch id, like batch-20260131-141500-5f3a9c.")]
 
 _LOOK_S = 0.5
+_BACK_S = 120.0  # for a worker to be started again and to load what it needs
 _SHOWN = 20  # left out and failed parts that are named on the screen; --json names all
 
 
@@ -60,11 +63,13 @@ def inspect_batch(
     """Put many parts on the queue of the running server and its workers, and wait for them.
 
     Parts that people ask for meanwhile go first. What cannot be inspected is left out, counted and named.
-    If neither a server nor a worker runs, this command starts a worker of its own for as long as it waits.
+    If neither a server nor a worker runs, this command starts a worker of its own for as long as it waits. If those that ran
+    end meanwhile, it waits two minutes for them to be started again.
 
     Ctrl-C while parts are being accepted stops the batch. Later it ends the waiting alone; to stop the batch then:
     refdiff batch stop BATCH.
-    Exit code 0, whatever the verdicts; 65 if no part could be accepted.
+    Exit code 0, whatever the verdicts; 65 if no part could be accepted; 69 if nobody inspects any more, 75 if that is
+    because an inspection hung. The batch then resumes with the next worker.
     """
     chosen = settings()
     from refdiff.agent.work.batches import fill, parts_of
@@ -99,7 +104,7 @@ def inspect_batch(
                 raise InputError(f"{found.batch_id}: no part could be accepted; see what was left out")
             output.say(f"{found.batch_id}: {found.accepted} parts accepted, {found.left_out_count} left out")
             if wait:
-                with _somebody_inspects(stores) as check:
+                with _somebody_inspects(stores, found) as check:
                     found = _watch(stores, found, ended, check)
             elif not stores.jobs.workers():
                 output.note("nobody inspects at this moment; start one: refdiff worker (or refdiff serve)")
@@ -108,24 +113,36 @@ def inspect_batch(
         raise KeyboardInterrupt
 
 
+class HungError(UnavailableError):
+    """The process that inspected ended, as something hung in it, and was not started again."""
+
+    exit_code = HUNG
+
+
 @contextlib.contextmanager
-def _somebody_inspects(stores: Stores) -> Iterator[Callable[[], None]]:
+def _somebody_inspects(stores: Stores, batch: Batch) -> Iterator[Callable[[], None]]:
     """A worker of our own meanwhile, unless another process takes inspections. Yields what raises UnavailableError once
     nobody does."""
-    from refdiff.model.errors import UnavailableError
-
     if stores.jobs.workers():
+        gone_at: float | None = None
 
         def others() -> None:
-            if not stores.jobs.workers():
-                raise UnavailableError(
-                    "nobody inspects any more; the batch waits for `refdiff worker` or `refdiff serve`"
-                )
+            nonlocal gone_at
+            if stores.jobs.workers():
+                gone_at = None
+                return
+            hung = stores.jobs.hung_since(batch.created_at)
+            why = f": inspection {hung} hung, which ends its process" if hung else ""
+            if gone_at is None:
+                gone_at = time.monotonic()
+                output.note(f"nobody inspects at this moment{why}; waiting for a worker to be started again")
+            elif time.monotonic() - gone_at > _BACK_S:
+                error = HungError if hung else UnavailableError
+                raise error(f"nobody inspects any more{why}; the batch waits for `refdiff worker` or `refdiff serve`")
 
         yield others
         return
     from refdiff.server.cli.worker import end_worker, start_worker
-    from refdiff.server.signals import HUNG
 
     process = start_worker()
 

@@ -15,6 +15,7 @@ from refdiff.memory.journals.batches import LeftOut
 from refdiff.memory.journals.jobs import BATCH, HUNG, PERSON, Job
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
+from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
 
 EVERY_DATABASE = True
@@ -147,6 +148,15 @@ def test_job_that_waits_for_another_process_has_not_failed(stores: Stores) -> No
     assert take(stores) == "j1"
     stores.jobs.requeue("j1", "w", 30.0, failed=False)
     assert (stores.jobs.get("j1").failures, take(stores)) == (0, None)
+
+
+def test_job_that_hung_last_is_named(stores: Stores) -> None:
+    began = utc_now()
+    add(stores, "j1", "j2")
+    assert (take(stores, "w"), stores.jobs.hung_since(began)) == ("j1", None)
+    stores.jobs.hang("j1", "w", {})
+    assert stores.jobs.hung_since(began) == "j1"
+    assert stores.jobs.hung_since(utc_now()) is None
 
 
 def test_lease_is_renewed_with_the_sign_of_life(stores: Stores) -> None:

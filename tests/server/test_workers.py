@@ -25,7 +25,7 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError, UnknownRecordError
-from refdiff.server.cli import main
+from refdiff.server.cli import batches, main
 from refdiff.server.cli.worker import _look_after, _Place
 from refdiff.server.signals import HUNG
 from refdiff.tools.golden_samples import background_fit, fit
@@ -292,6 +292,44 @@ def test_batch_of_a_file_waits_behind_people_and_stops(ready: Path, capsys: pyte
     (ready / "wrong.csv").write_text("name\n1\n")
     assert main.run(["inspect-batch", "wrong.csv"]) == 65
     assert "there is no `part`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("others", ["start again", "stay away", "stay away, and none hung"])
+def test_batch_waits_for_a_worker_that_hung_to_be_started_again(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    """The first worker is a name in the journal, as that is all that others see of one."""
+    monkeypatch.setattr(batches, "_BACK_S", 0.5 if "away" in others else 120.0)
+    waiting, watch = threading.Event(), batches._watch
+    monkeypatch.setattr(batches, "_watch", lambda *about: (waiting.set(), watch(*about))[1])
+    (ready / "parts").mkdir()
+    for i in range(2):
+        (ready / "parts" / f"p{i}.png").write_bytes(good_photo(80 + i))
+    with Stores.open() as stores, contextlib.ExitStack() as running:
+        stores.jobs.keep("first", 60.0)
+
+        def hang() -> None:
+            assert waiting.wait(WAIT_S)
+            if others != "stay away, and none hung":
+                job = stores.jobs.begin(worker="first")
+                assert job
+                stores.jobs.hang(job.inspection_id, "first", {"type": "Hung", "message": "", "exit_code": 70})
+            stores.jobs.leave("first")
+            if others == "start again":
+                time.sleep(1.5)
+                running.enter_context(InspectionService.open(role="worker"))
+
+        thread = threading.Thread(target=hang)
+        thread.start()
+        code = main.run(["inspect-batch", "parts", "--product", "board"])
+        thread.join(WAIT_S)
+        (batch,) = stores.batches.list()
+    said = " ".join(capsys.readouterr().err.split())
+    hung = "hung, which ends its process" in said
+    assert "nobody inspects at this moment" in said
+    assert (code, batch.done, hung) == {
+        "start again": (0, 2, True), "stay away": (HUNG, 0, True), "stay away, and none hung": (69, 0, False)
+    }[others]  # fmt: skip
 
 
 def test_supervisor_starts_a_worker_that_crashed_or_hung_anew_and_ends_with_one_that_fails(
