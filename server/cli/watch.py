@@ -19,7 +19,7 @@ from refdiff.server.cli.invocation import current, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
 from refdiff.server.cli.output import emit
 from refdiff.server.settings import ConfigurationError
-from refdiff.server.signals import stopping
+from refdiff.server.signals import end_if_hung, ending_if_hung, stopping
 
 if TYPE_CHECKING:
     from refdiff.server.watch.watcher import WatchState
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SHOWN_EVERY_S = 30.0  # without a terminal
 _DRAIN_S = 10.0
+_END_S = 10.0  # that other inspections have to end, if one hangs
 
 
 Judge = Literal["always", "on-anomaly", "never"]  # of agent/request.py, which loads in seconds
@@ -91,7 +92,8 @@ def watch(
     It is safe to kill at any time: the next run resumes where this one stopped.
     Servers, workers and watches of other folders may share the home.
 
-    Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts.
+    Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts; 75 if an inspection, or the
+    folder, took no step for REFDIFF_HANG_S seconds: start it again. A photo that was begun five times is refused.
     """
     current().runs_long = True
     chosen, count = settings(), workers or _cores()
@@ -113,7 +115,7 @@ def watch(
     from refdiff.server.watch.folder import WatchedFolder
     from refdiff.server.watch.jsonl import JsonLinesFile
     from refdiff.server.watch.names import NamePattern
-    from refdiff.server.watch.watcher import FolderWatcher, WatchOptions
+    from refdiff.server.watch.watcher import FolderWatcher, WatchOptions, step
     from refdiff.server.watch.webhook import Webhook
     from refdiff.tools.kinds.readers import reader_of
 
@@ -128,16 +130,18 @@ def watch(
         workspace = stack.enter_context(open_workspace(shared=True, threads=threads))
         if options.pattern.product is not None:
             folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
-        inspector = stack.enter_context(Inspector(workspace, chosen.agent, unattended=True))
+        inspector = stack.enter_context(Inspector(workspace, chosen.agent, step, unattended=True))
         sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
         _warm_up(workspace, options.pattern.product)
         show = stack.enter_context(_progress())
         line = FolderWatcher(
-            folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show
-        )
-        with stopping(line.stop) as interrupted:
+            folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show,
+            hang_s=chosen.agent.longest_step_s,
+        )  # fmt: skip
+        with stopping(line.stop) as interrupted, ending_if_hung(lambda: line.hung, _END_S):
             output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C stops")
             state = line.run(once=once)
+            end_if_hung(line.hung)
         if sender:
             sender.drain(_DRAIN_S)
         document = _summary(folder.root, state, journal)

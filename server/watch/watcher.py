@@ -13,13 +13,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from refdiff.agent.events import AgentEvent
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import Judge, prepare
+from refdiff.agent.work.watch import HANG_S, Watch, Work
 from refdiff.memory.artefacts import new_inspection_id
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchedPhoto, WatchJournal
@@ -39,6 +42,9 @@ POLL_S = 0.25
 MAX_STARTS = 5  # a photo that crashes the process this often is refused
 BACKOFF = Backoff(first_s=0.5, longest_s=8.0, factor=4.0)  # before retries when the disk or a service fails
 MAX_TRIES = 4
+
+# in the threads that an inspection is done in
+_DOING: ContextVar[Work | None] = ContextVar("doing", default=None)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ class _Withdrawn:
     young: bool
 
 
+def step(event: AgentEvent) -> None:
+    """The inspector's listener: the inspection that this event belongs to moves on."""
+    if (work := _DOING.get()) is not None:
+        work.step()
+
+
 class FolderWatcher:
     def __init__(
         self,
@@ -100,10 +112,13 @@ class FolderWatcher:
         webhook: Webhook | None = None,
         note: Callable[[str], None] = log.warning,
         show: Callable[[WatchState], None] = lambda _: None,
+        hang_s: float = HANG_S,
     ) -> None:
-        """note: called with what a person should know. show: called with the state whenever it changes."""
+        """inspector: whose events come to `step`. note: called with what a person should know. show: called with the state
+        whenever it changes. hang_s: how long an inspection, and a look at the folder, may take for one step."""
         self._folder, self._journal, self._inspector, self._options = folder, journal, inspector, options
         self._lines, self._webhook, self._note, self._show = lines, webhook, note, show
+        self._hang_s = hang_s
         self._stop = threading.Event()
         self._working: dict[Future[_Withdrawn | None], WatchedPhoto] = {}
         self._later: dict[FileIdentity, float] = {}
@@ -112,6 +127,8 @@ class FolderWatcher:
         self._alone = False  # one of those is at work
         self._pool: ThreadPoolExecutor
         self.state = WatchState()
+        self.hung: str | None = None  # what hangs, in words: this process should end
+        self._watch = Watch(hang_s, self._hang)
 
     def stop(self) -> None:
         """Stop after the photos in progress."""
@@ -131,9 +148,14 @@ class FolderWatcher:
         self._follow_up()
         ready: list[FileIdentity] = []
         listed, every = 0.0, POLL_S
-        with ThreadPoolExecutor(self._options.workers, thread_name_prefix="inspection") as self._pool:
+        with (
+            self._watch,
+            ThreadPoolExecutor(self._options.workers, thread_name_prefix="inspection") as self._pool,
+            self._watch.over(f"the watch of {self._folder.root}") as looks,
+        ):
             try:
                 while True:
+                    looks.step()
                     if not ready and time.monotonic() - listed >= every:
                         began = time.monotonic()
                         ready = self._ready()
@@ -263,10 +285,20 @@ class FolderWatcher:
         self.state.waiting, self.state.working = waiting, len(self._working)
         self._show(self.state)
 
+    def _hang(self, work: Work) -> None:
+        """In the thread that watches. The journal counts how often an inspection was begun, whatever ended it."""
+        self.hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
+        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", self.hung, work.place())
+
     # -- workers
 
     def _work(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         """Inspect a photo and end it in the journal, or return that it must be withdrawn. Raises UnavailableError."""
+        with self._watch.over(f"the inspection of {photo.identity.name}") as work:
+            _DOING.set(work)
+            return self._until_done(photo, again)
+
+    def _until_done(self, photo: WatchedPhoto, again: bool) -> _Withdrawn | None:
         failed = 0
         while True:
             try:

@@ -30,6 +30,7 @@ from refdiff.memory.records.dispositions import Decision
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError
 from refdiff.server import signals
+from refdiff.server.cli import main
 from refdiff.tools.golden_samples import background_fit, fit
 from refdiff.tools.golden_samples.adopt import adopt
 from refdiff.tools.golden_samples.photos import Upload
@@ -380,6 +381,34 @@ def test_who_waits_for_a_calibration_of_another_process_does_not_hang(ready: Pat
             until(lambda: told.count("waiting for another process that calibrates") >= 2)
         waiting.join(WAIT_S)
     assert found[0].n == 21
+
+
+def test_watched_photo_whose_inspection_hangs_ends_the_watch_and_is_inspected_once_it_answers(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_CACHE", str(ready / "empty"))
+    monkeypatch.setenv("REFDIFF_ENGINE", "torch")  # nothing is converted first
+    camera = ready / "camera"
+    camera.mkdir()
+    (camera / "board_11.png").write_bytes(good_photo(70))
+    with Workspace.open(shared=True) as workspace:
+        photos = [Unanswered(workspace.stores, g.sha256) for g in workspace.bank.list("board")]
+    with Stores.open() as stores:
+        pattern = r"(?P<product>[a-z]+)_(?P<part>\d+)"
+        command = ["watch", str(camera), "--pattern", pattern, "--judge", "never", "--once"]
+        process = subprocess.Popen([*COMMAND, *command], stderr=subprocess.PIPE, text=True)
+        try:
+            said = process.communicate(timeout=WAIT_S)[1]
+        finally:
+            process.kill()
+        assert process.returncode == signals.HUNG
+        named = f"the inspection of board_11.png has taken no step for {HANG_S} s (REFDIFF_HANG_S)"
+        assert f"{named}; this process ends, to be started again" in said
+        for photo in photos:
+            photo.mend()
+        monkeypatch.setenv("REFDIFF_HANG_S", "900")
+        assert main.run(command) == 0
+        assert [r.part_id for r in stores.inspections.list()] == ["11"]
 
 
 def test_machine_that_was_suspended_hangs_in_nothing(tmp_path: Path) -> None:
