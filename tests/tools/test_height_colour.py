@@ -191,6 +191,29 @@ def test_colour_photo_of_another_height_map_is_refused_at_enrolment(workspace: W
     assert len(enrolled(workspace, tmp_path / "good" / "1.tiff").added) == 1
 
 
+def test_height_map_that_replaces_a_retired_golden_sample_keeps_its_colour_photo(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    (a, photo), (b, _) = made(0), made(1)
+    write(tmp_path, good__1_tiff=a, good__1_png=photo)
+    [before] = enrolled(workspace, tmp_path / "good").added
+    write(tmp_path, good__1_tiff=b)
+    [refused] = enrolled(workspace, tmp_path / "good").refused
+    assert f"refdiff goldens retire {before.golden_id}" in refused.reason
+    workspace.bank.set_status(before.golden_id, "retired", "exported anew")
+    assert len(enrolled(workspace, tmp_path / "good").added) == 1
+
+
+def test_colour_photo_of_a_height_map_that_was_refused_is_free_for_another(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    a, photo = made(0)
+    write(tmp_path, good__1_tiff=b"damaged", good__1_png=photo, good__2_tiff=a, good__2_png=photo)
+    result = enrolled(workspace, tmp_path / "good")
+    assert [g.filename for g in result.added] == ["2.tiff"]
+    assert [r.path.name for r in result.refused] == ["1.tiff"]
+
+
 def test_photos_of_many_height_maps_are_found_without_listing_their_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,5 +62,5 @@ def _check_photo_is_new(stores: Stores, part_id: str, product: str, pair: Upload
         if pair.colour is not None and before and is_photo_of(pair, stores.images.get(before[0].sha256)):
             raise ImageError(
                 f"{storable(pair.name)}: the colour photo beside it is the one of the height map of part {part_id} before; "
-                "lay its own photo there, or name this one if it is of both (`--colour FILE`)"
+                "put its own photo there, or name this one if it is of both (`--colour FILE`)"
             )

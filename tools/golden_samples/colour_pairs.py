@@ -90,7 +90,7 @@ def height_maps(
     beside = {h.absolute().parent.parent / COLOUR_FOLDER for h in found if isinstance(h, Path) and not photos.get(h)
               and h.absolute().parent in whole}  # fmt: skip
     alone += [photo for folder in sorted(beside) for photo in _alone(folder) if photo not in here]
-    why = f"a colour photo (folder {COLOUR_FOLDER}) without a height map of its name; lay that beside it, or remove it"
+    why = f"a colour photo (folder {COLOUR_FOLDER}) without a height map of its name; add that, or remove it"
     refused += [Refusal(photo, why) for photo in alone]
     return found
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from propcache.api import cached_property
 
-from refdiff.memory.golden_bank.golden import Golden, GoldenSource, make_golden_id
+from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenSource, make_golden_id
 from refdiff.memory.kinds import ProductKind
 from refdiff.memory.records.products import check_kind
 from refdiff.memory.rows.products import check_scale
@@ -96,6 +95,7 @@ def enroll(
                 data = reader.join(read_photo(source, workspace.model_settings), stated, colour)
                 known = _enrolled(workspace, product, data)
                 if known is not None:
+                    own.accepted(source)
                     result.already_there.append(Refusal(path, _present(known)))
                     known_ids.append(known.golden_id)
                     continue
@@ -124,6 +124,7 @@ def enroll(
                 place = found_place(workspace, golden)  # what was measured is found where it lies in its frame
                 if workspace.bank.add(golden, *golden_vectors(workspace, golden, place)):
                     result.added.append(golden)  # at once: it is in the bank, whatever fails from here on
+                    own.accepted(source)
                     thumbnails.keep(golden, thumbnail)
                     workspace.stores.frames.put(place)  # only now: no place without its golden sample
                 else:  # with a Qdrant server, another process may have enrolled it meanwhile
@@ -139,34 +140,39 @@ def enroll(
 
 
 class _OwnPhotos:
-    """Tells colour photos that belong to other height maps: of this enrolment, or to golden samples of the same name."""
+    """Tells colour photos that belong to other height maps: of this enrolment, or to the last golden sample of the same
+    name, whose photo may have stayed where the next one was expected."""
 
     def __init__(self, workspace: Workspace, product: str) -> None:
         self._workspace, self._product = workspace, product
         self._given: dict[bytes, tuple[str, bytes]] = {}  # photo -> name and digest of the height map that it came with
 
     @cached_property
-    def _named(self) -> dict[str, list[Golden]]:
-        named = defaultdict(list)
-        for golden in self._workspace.bank.list(self._product):
-            named[golden.filename].append(golden)
-        return named
+    def _named(self) -> dict[str, Golden]:
+        return {golden.filename: golden for golden in self._workspace.bank.list(self._product, IN_USE)}  # oldest first
 
     def check(self, pair: Upload) -> None:
         """Raises ImageError where the colour photo of a height map is that of another one."""
         if pair.colour is None:
             return
         name, height = pair.path.name, hashlib.sha256(pair.data).digest()
-        other, its_height = self._given.setdefault(hashlib.sha256(pair.colour).digest(), (name, height))
+        other, its_height = self._given.get(hashlib.sha256(pair.colour).digest(), (name, height))
         if its_height != height:
             raise ImageError(f"{name}: its colour photo is identical to that of {other}; give each height map its own")
-        for golden in self._named.get(storable(name), ()):
-            with contextlib.suppress(UnknownRecordError, DamagedError):
-                if is_photo_of(pair, self._workspace.stores.images.get(golden.sha256)):
-                    raise ImageError(
-                        f"{name}: its colour photo is that of golden sample {golden.golden_id}, a height map of the same "
-                        "name with other heights; lay its own photo there"
-                    )
+        golden = self._named.get(storable(name))
+        with contextlib.suppress(UnknownRecordError, DamagedError):
+            if golden is not None and is_photo_of(pair, self._workspace.stores.images.get(golden.sha256)):
+                raise ImageError(
+                    f"{name}: its colour photo is that of golden sample {golden.golden_id}, a height map of the same name "
+                    "with other heights; give it its own photo, or if it replaces that golden sample, retire that first: "
+                    f"refdiff goldens retire {golden.golden_id}"
+                )
+
+    def accepted(self, pair: Path | Upload) -> None:
+        """The photo of this height map, which is in the bank, is no other one's from now on."""
+        if isinstance(pair, Upload) and pair.colour is not None:
+            height = hashlib.sha256(pair.data).digest()
+            self._given[hashlib.sha256(pair.colour).digest()] = pair.path.name, height
 
 
 @contextlib.contextmanager
