@@ -139,7 +139,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         copied = object.__new__(type(self))
         vars(copied).update(
             (name, value)
-            for name, value in vars(self).items()
+            for name, value in vars(self).copy().items()  # other threads add to it meanwhile
             if name != "in_colour" and not callable(inspect.getattr_static(type(self), name, None))
         )
         return copied

@@ -2,6 +2,8 @@
 
 Each folder is a data set that `refdiff evaluate` reads: its good training photos are enrolled, its test photos are inspected
 by torch in float32, and by an export of each format in a process that has no torch, no database and no vector search.
+`--fit` fits a network to the golden samples first. `--written-in bfloat16`: an installation that computes so writes the
+exports, and has inspected a part before, as servers have.
 
 Every report is kept in `--out` as it is made, one line of JSON each. Stopped at any time and run again with the same
 options, it continues there.
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,10 +31,12 @@ from refdiff.agent.request import prepare
 from refdiff.agent.settings import AgentSettings
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.sessions import GRAPH_FORMATS, GraphFormat
-from refdiff.model.settings import ModelSettings
+from refdiff.model.settings import ModelSettings, NumberFormat
 from refdiff.tools.exported.archive import Export
-from refdiff.tools.exported.export import export_product
+from refdiff.tools.exported.content import CONTENT, Content
+from refdiff.tools.exported.export import export_product, largest_difference
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.fit import fit_product
 from refdiff.tools.inspection.calibration import current_calibration
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -91,9 +95,9 @@ def _by_torch(workspace: Workspace, product: str, photos: Sequence[Path]) -> Ite
 class Parity:
     """How far reports of a device are from those of the installation.
 
-    verdicts: that differ. findings: photos with another number of findings, or of other types. score, p: largest difference.
-    corner_px: largest difference of a corner of a box. near: photos whose score lies nearer to a limit that decides than the
-    largest difference of score.
+    verdicts: that differ. findings: photos with another number of findings, or of other types. score, p, limit: largest
+    difference. corner_px: largest difference of a corner of a box. near: photos whose score lies nearer to a limit that
+    decides than the largest difference of score.
     """
 
     photos: int
@@ -102,6 +106,7 @@ class Parity:
     findings: int
     score: float
     p: float
+    limit: float
     corner_px: int
     near: int
 
@@ -125,6 +130,7 @@ def parity(installation: Sequence[DefectReport], device: Sequence[DefectReport])
         findings=len(pairs) - len(alike),
         score=score,
         p=max(abs((a.p_value or 0) - (b.p_value or 0)) for a, b in pairs),
+        limit=max(abs((a.threshold or 0) - (b.threshold or 0)) for a, b in pairs),
         corner_px=max(corners, default=0),
         near=sum(a.threshold is not None and abs(a.image_score - a.threshold) <= score for a, _ in pairs),
     )
@@ -135,9 +141,9 @@ def _box(finding: Finding) -> tuple[int, int, int, int]:
     return place.x0, place.y0, place.x1, place.y1
 
 
-def opened(folder: Path, cache: Path | None = None) -> Workspace:
-    """A new installation in a folder that computes in float32 with torch, on one thread."""
-    model = ModelSettings(cache=cache or folder / "cache", number_format="float32", engine="torch", threads=1)
+def opened(folder: Path, cache: Path | None = None, number_format: NumberFormat = "float32") -> Workspace:
+    """The installation in a folder, a new one at first; it computes with torch, on one thread."""
+    model = ModelSettings(cache=cache or folder / "cache", number_format=number_format, engine="torch", threads=1)
     return Workspace.open(MemorySettings.of_folder(folder / "home"), model, ToolsSettings())
 
 
@@ -147,6 +153,10 @@ def main(
     formats: Annotated[list[str], typer.Option("--format", help="Formats of the networks.")] = list(GRAPH_FORMATS),  # noqa: B006
     photos: Annotated[int, typer.Option(min=1, help="Test photos of all data sets together, evenly drawn.")] = 1000,
     goldens: Annotated[int, typer.Option(min=2, help="Golden samples of a data set, evenly drawn.")] = 40,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit a network to the golden samples first.")] = False,
+    written_in: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What the installation that writes the exports computes in.")
+    ] = "float32",
 ) -> None:
     """Print one line of JSON for each data set and format; progress goes to stderr."""
     os.environ["REFDIFF_NUMBER_FORMAT"] = "float32"
@@ -157,17 +167,17 @@ def main(
         chosen = [s.path for s in _evenly(data.test, most)]
         if not chosen:
             continue  # fewer photos than data sets
-        place = out / f"{i:02d}-{folder.name}-{_digest([folder.resolve(), *good, *chosen])}"
-        _one(place, folder.name, good, chosen, formats)
+        place = out / f"{i:02d}-{folder.name}-{_digest([folder.resolve(), *good, *chosen, fit, written_in])}"
+        _one(place, folder.name, good, chosen, formats, fit, written_in)
 
 
 def _evenly(items: Sequence, most: int) -> Sequence:
     return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
 
-def _digest(paths: Sequence[Path]) -> str:
+def _digest(what: Sequence[object]) -> str:
     """Of what is compared: other options are another run."""
-    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(map(str, what)).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -197,23 +207,39 @@ class Kept:
             file.write(json.dumps(row).encode() + b"\n")
 
 
-def _one(place: Path, name: str, good: Sequence[Path], photos: Sequence[Path], formats: Sequence[str]) -> None:
+def _one(
+    place: Path,
+    name: str,
+    good: Sequence[Path],
+    photos: Sequence[Path],
+    formats: Sequence[str],
+    fit: bool,
+    written_in: NumberFormat,
+) -> None:
     copies = _named_apart(photos, place / "photos")
     ready, exports = place / "ready", {f: place / f"{f}.refdiff" for f in formats}
     with opened(place) as workspace:
         if not ready.exists():  # enrolling and calibrating again changes nothing
             enroll(workspace, "bench", list(good))
+            if fit:
+                fit_product(workspace, "bench", "bench", progress=_shown)
             current_calibration(workspace, "bench")
             ready.touch()
+        calibration, fitted = current_calibration(workspace, "bench"), workspace.fitted("bench")
+        assert calibration is not None
+        ours = _inspected(place, "torch", copies, lambda left: _by_torch(workspace, "bench", left))
+    with opened(place, number_format=written_in) as workspace:
+        if not all(path.exists() for path in exports.values()):
+            list(_by_torch(workspace, "bench", copies[:1]))
         for graphs, path in exports.items():
             if not path.exists():
                 export_product(workspace, "bench", path, graphs=_format(graphs))
-        ours = _inspected(place, "torch", copies, lambda left: _by_torch(workspace, "bench", left))
     for graphs, path in exports.items():
         theirs = _inspected(place, graphs, copies, lambda left, path=path: _by_device(path, left))  # type: ignore[misc]
         found = parity([r for r, _ in ours], [r for r, _ in theirs])
         verdicts = {str(v): sum(r.verdict == v for r, _ in ours) for v in ("PASS", "FAIL", "REVIEW")}
-        with Export(path, parts=False) as export:
+        with Export(path) as export:
+            theirs_of = Content.decode(export.json(CONTENT)).calibration
             row = {
                 "data": name,
                 "format": graphs,
@@ -221,6 +247,8 @@ def _one(place: Path, name: str, good: Sequence[Path], photos: Sequence[Path], f
                 **vars(found),
                 "verdicts_of_torch": verdicts,
             }
+        row |= {"written_in": written_in, "fitted": None if fitted is None else fitted.found}
+        row |= {"golden_scores": largest_difference(calibration, theirs_of)}
         row |= {"goldens": len(good), "mb": round(path.stat().st_size / 1e6, 1)}
         for how, reports in (("torch", ours), (graphs, theirs)):
             row[f"ms_{how}"] = round(1e3 * sum(seconds for _, seconds in reports) / len(reports), 1)
@@ -245,6 +273,10 @@ def _inspected(
         print(f"{place.name} {how}: {len(known) + i} of {len(photos)}", file=sys.stderr, flush=True)
     found = kept.read()
     return [found[p.stem] for p in photos]
+
+
+def _shown(what: str, done: int, total: int, note: str = "") -> None:
+    print(f"{what}: {done} of {total} {note}", file=sys.stderr, flush=True)
 
 
 def _by_device(export: Path, photos: Sequence[Path]) -> Iterator[DefectReport]:

@@ -23,10 +23,18 @@ from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.training.product import ProductRecipe
+from refdiff.tools.exported.export import export_product
+from refdiff.tools.exported.workspace import ExportedWorkspace
 from refdiff.tools.golden_samples import fit as module
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.fit import FitStopped, fit_product, is_due
-from refdiff.tools.inspection.calibration import calibrate, calibration_key, current_calibration, weights_in_use
+from refdiff.tools.inspection.calibration import (
+    calibrate,
+    calibration_key,
+    current_calibration,
+    measured_again,
+    weights_in_use,
+)
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -99,6 +107,32 @@ def test_a_golden_sample_is_scored_by_the_networks_that_did_not_see_it(workspace
     assert found["all"] == found["both"]
     # as `calibrate` asks: the first golden sample was seen by the first network
     assert score(workspace, 0, exclude=True) == pytest.approx(found["second"])
+
+
+def test_export_of_an_installation_in_bfloat16_is_calibrated_by_the_fitted_networks_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(number_format: str) -> Workspace:
+        monkeypatch.setenv("REFDIFF_NUMBER_FORMAT", number_format)
+        memory = MemorySettings(home=tmp_path / "home", qdrant_url=None, bank_wait_s=1)
+        model = ModelSettings(cache=tmp_path / "cache", working_px=128, engine="torch", threads=1)
+        return Workspace.open(memory=memory, model=model, tools=ToolsSettings(references=1))
+
+    path = tmp_path / "board.refdiff"
+    with opened("bfloat16") as workspace:
+        enrol(workspace, tmp_path, 4)
+        ids = sorted(g.golden_id for g in workspace.bank.list("board"))
+        keep(workspace, [ids[::2], ids[1::2]], [8.0, 9.0])
+        rounded = calibrate(workspace, "board")  # and its networks stay loaded, as in a server
+        made = export_product(workspace, "board", path, graphs="onnx")
+    with opened("float32") as workspace:
+        exact = measured_again(workspace, "board", rounded)
+    with closing(ExportedWorkspace.of_file(path, threads=1)) as device:
+        kept = device.content.calibration
+        computed = measured_again(device, "board", kept)
+    assert kept.scores == pytest.approx(exact.scores, abs=1e-5)
+    assert computed.scores == pytest.approx(kept.scores, abs=1e-5), "the device computes what it is calibrated by"
+    assert max(abs(a - b) for a, b in zip(rounded.scores, exact.scores, strict=True)) == made.rounding > 1e-5
 
 
 def test_networks_are_in_use_until_they_are_removed_or_the_shared_one_is_replaced(
