@@ -47,7 +47,7 @@ from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQ
 from refdiff.agent.work.received import file_received
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
-from refdiff.memory.journals.jobs import CRASHED, MAX_HANGS, PERSON, Job, JobState
+from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
 from refdiff.memory.locks import hold_lock, hold_shared_lock
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.rows.captures import Capture
@@ -690,8 +690,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         return self.report(job.inspection_id).verdict.value
 
     def _adopt(self) -> None:
-        """Enrol photos with consent given elsewhere, e.g. at the command line while this process had the bank."""
-        if not self.stores.adoptions.consented():
+        """Enrol photos with consent given elsewhere, e.g. at the command line while this process had the bank; and retire
+        what enrolments that were given up left behind."""
+        if not (self.stores.adoptions.consented() or self.stores.adoptions.abandoned()):
             return
         elsewhere = BusyError("another process enrols them")
         # an enrolment may take minutes; inspections do not wait for it
@@ -724,13 +725,17 @@ class InspectionService(AbstractContextManager["InspectionService"]):
 
     def _give_up_enrolment(self, inspection_id: str) -> None:
         """Record that the enrolment of an approved photo hangs in this process."""
-        outcome = (
-            f"refused: its enrolment hung twice, taking no step for {self.settings.longest_step_s:g} s (REFDIFF_HANG_S), "
-            f"the second time in {self.worker}, whose log says where. Once that is mended, enrol the photo as a file: "
-            "refdiff enroll --product PRODUCT FILE"
+        why = (
+            f"its enrolment hung twice, taking no step for {self.settings.longest_step_s:g} s (REFDIFF_HANG_S), the second "
+            f"time in {self.worker}, whose log says where"
         )
-        made = self.stores.adoptions.hang(inspection_id, MAX_HANGS, outcome)
-        log.error("the photo of inspection %s is %s", inspection_id, made.outcome if made else "tried again once")
+        if self.stores.adoptions.hang(inspection_id, why):
+            log.error(
+                "the photo of inspection %s is given up: %s. Once that is mended, approve it again: "
+                "refdiff review %s --approve-reference", inspection_id, why, inspection_id,
+            )  # fmt: skip
+        else:
+            log.error("the enrolment of the photo of inspection %s is tried again once", inspection_id)
 
     def _known(self, origin: str, digest: str | None, lasts: timedelta | None) -> Job | None:
         """The job of that origin. Raises InputError if it was another request."""

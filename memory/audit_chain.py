@@ -51,7 +51,9 @@ class AuditRecord:
     """One step in the life of an inspection, or one change of what decides."""
 
     seq: int  # 1, 2, 3, ... without gaps
-    kind: str  # "filed", "disposition", "blind_check", "approval", "learned", "removed"; of a change: "product", ...
+    # "filed", "disposition", "blind_check", "approval", "enrolment_given_up", "decided_again", "learned", "removed"; of a
+    # change: "product", ...
+    kind: str
     inspection_id: str  # "" for a change
     at: str  # ISO 8601, UTC
     by: str  # the person or program that did it

@@ -74,7 +74,8 @@ class Reviews:
         return made
 
     def decide_reference(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
-        """The word of an admin or a second person about a photo that was proposed as a golden sample; it stands.
+        """The word of an admin or a second person about a photo that was proposed as a golden sample; it stands, unless the
+        enrolment of an approved photo hangs and is given up: then it can be approved again, or refused.
 
         An approved photo is enrolled; `stores.adoptions` holds the outcome. Raises UnknownRecordError (nothing proposed),
         InputError (one's own proposal), DuplicateError.

@@ -19,12 +19,16 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.records.api_keys import person
 from refdiff.memory.timestamps import to_utc, utc_now
-from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+from refdiff.model.errors import DuplicateError, InputError, UnavailableError, UnknownRecordError
 
 LEARNED, APPROVAL = "learned", "approval"  # kinds of audit records; their tables are `learned` and `approvals`
+# a photo whose enrolment was given up, and what a person said then: only the audit trail keeps both
+GIVEN_UP, DECIDED_AGAIN = "enrolment_given_up", "decided_again"
+MAX_HANGS = 2  # of the enrolment of an approved photo; then it is given up, and waits for people again
 
 _I, _D, _B = t.inspections.c, t.dispositions.c, t.blind_checks.c
 _L, _A = t.learned.c, t.approvals.c
+_GIVEN_UP = _A.approved & (_A.hangs >= MAX_HANGS) & _A.inspection_id.not_in(select(_L.inspection_id))
 
 CONSENTS = union_all(
     select(_D.inspection_id, _D.decided_by.label("by"), _D.reason, _D.created_at.label("at"),
@@ -70,6 +74,16 @@ class WaitingReference:
     reason: str
     at: str  # ISO 8601, UTC
     source: Literal["disposition", "blind_check"]
+    hung: bool = False  # it was approved, but its enrolment hung twice: once that is mended, it can be approved again
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """An approved photo whose enrolment hung, and which is no golden sample according to the records."""
+
+    inspection_id: str
+    product: str
+    photo: str  # sha256
 
 
 @dataclass(frozen=True)
@@ -117,22 +131,43 @@ class AdoptionStore:
     def add(self, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:
         """Record the outcome of an adoption request; later calls return the first outcome.
 
-        golden_id: None if the photo was refused. outcome: in words.
+        golden_id: None if the photo was refused. outcome: in words. Raises UnavailableError if it was given up meanwhile.
         """
         with self._db.transaction() as conn:
+            if _is_given_up(conn, inspection_id):
+                raise UnavailableError(
+                    f"inspection {inspection_id}: the enrolment of its photo hung and was given up; once that is mended, "
+                    f"`refdiff review {inspection_id} --approve-reference` tries it again"
+                )
             return _learned(conn, inspection_id, golden_id, outcome)
 
-    def hang(self, inspection_id: str, most: int, outcome: str) -> Adoption | None:
-        """Count that the enrolment of an approved photo hung. The `most`-th time, the photo is refused with that outcome.
+    def hang(self, inspection_id: str, why: str) -> bool:
+        """Count that the enrolment of an approved photo hung. The second time it is given up, and waits for people again.
 
-        What is recorded then, or was before; None while it may be tried again.
+        why: for the audit trail. Returns whether it is given up.
         """
         with self._db.transaction() as conn:
             mine = _A.inspection_id == inspection_id
             conn.execute(update(t.approvals).where(mine).values(hangs=_A.hangs + 1))
-            if (conn.scalar(select(_A.hangs).where(mine)) or 0) >= most:
-                return _learned(conn, inspection_id, None, outcome)
-        return self.get(inspection_id)
+            given_up = _is_given_up(conn, inspection_id)
+            if given_up and conn.scalar(select(_A.hangs).where(mine)) == MAX_HANGS:
+                append(conn, GIVEN_UP, inspection_id, "refdiff", {"inspection_id": inspection_id, "why": why})
+        return given_up
+
+    def abandoned(self) -> list[Abandoned]:
+        """Photos whose enrolment hung and was given up, or that were refused after it hung: an enrolment that hangs may have
+        left a golden sample."""
+        with self._db.connection() as conn:
+            rows = conn.execute(
+                select(_I.inspection_id, _I.product, _I.photo)
+                .join(t.approvals, _A.inspection_id == _I.inspection_id)
+                .join(t.learned, _L.inspection_id == _I.inspection_id, isouter=True)
+                .where(
+                    _I.photo.is_not(None),
+                    _GIVEN_UP | ((_A.hangs > 0) & _L.inspection_id.is_not(None) & _L.golden_id.is_(None)),
+                )
+            ).all()
+        return [Abandoned(*r) for r in rows]
 
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
@@ -141,27 +176,36 @@ class AdoptionStore:
 
     def consented(self) -> list[str]:
         """Ids of inspections whose photo is approved as a reference but has no outcome yet, oldest first; those whose
-        enrolment hung come last."""
+        enrolment hung once come last, those of which it was given up are left out."""
         with self._db.connection() as conn:
             c = CONSENTS.c
             found = conn.scalars(
                 select(c.inspection_id)
                 .join(t.approvals, _A.inspection_id == c.inspection_id)
-                .where(_A.approved, c.inspection_id.not_in(select(_L.inspection_id)))
+                .where(_A.approved, _A.hangs < MAX_HANGS, c.inspection_id.not_in(select(_L.inspection_id)))
                 .order_by(_A.hangs, c.at)
             ).all()
         return list(dict.fromkeys(found))
 
     def waiting(self, inspection_id: str | None = None) -> list[WaitingReference]:
-        """Photos that wait for an admin or a second person, the longest waiting first; of all inspections, or of one."""
+        """Photos that wait for an admin or a second person, the longest waiting first; of all inspections, or of one. Also
+        those that were approved, but whose enrolment was given up."""
         with self._db.connection() as conn:
             c = CONSENTS.c
             proposed = (
-                select(c.inspection_id, _I.part_id, _I.product, c.by, c.reason, c.at, c.source)
-                .join(t.inspections, _I.inspection_id == c.inspection_id)
-                .where(
-                    c.inspection_id.not_in(select(_L.inspection_id)), c.inspection_id.not_in(select(_A.inspection_id))
+                select(
+                    c.inspection_id,
+                    _I.part_id,
+                    _I.product,
+                    c.by,
+                    c.reason,
+                    c.at,
+                    c.source,
+                    _A.inspection_id.is_not(None).label("hung"),
                 )
+                .join(t.inspections, _I.inspection_id == c.inspection_id)
+                .join(t.approvals, _A.inspection_id == c.inspection_id, isouter=True)
+                .where(c.inspection_id.not_in(select(_L.inspection_id)), _A.inspection_id.is_(None) | _GIVEN_UP)
             )
             if inspection_id is not None:
                 proposed = proposed.where(c.inspection_id == inspection_id)
@@ -170,13 +214,14 @@ class AdoptionStore:
         return list({r.inspection_id: WaitingReference(*r) for r in reversed(rows)}.values())[::-1]
 
     def approval(self, inspection_id: str) -> Approval | None:
-        """The word about the photo of that inspection; None while it waits, or was never proposed."""
+        """The first word about the photo of that inspection; None while it waits, or was never proposed."""
         with self._db.connection() as conn:
             row = t.get(conn, t.approvals, inspection_id=inspection_id)
         return Approval(**t.fields(row, Approval)) if row else None
 
     def decide(self, inspection_id: str, approved: bool, by: str, note: str = "", *, admin: bool) -> Approval:
-        """Record an admin's or a second person's word about a proposed photo; it stands.
+        """Record an admin's or a second person's word about a proposed photo; it stands. If its enrolment was given up, the
+        photo can be approved again, which tries that again, or refused.
 
         Raises UnknownRecordError (nothing proposed), DuplicateError (decided already), InputError (no name, or the person
         who proposed it, who is no admin).
@@ -198,7 +243,8 @@ class AdoptionStore:
                     select(literal("refdiff"), _L.created_at).where(_L.inspection_id == inspection_id),
                 )
             ).first()
-            if earlier is not None:
+            again = _is_given_up(conn, inspection_id)
+            if earlier is not None and not again:
                 raise DuplicateError(
                     f"inspection {inspection_id}: {earlier[0]} decided about its photo as a reference at {earlier[1]}"
                 )
@@ -208,8 +254,13 @@ class AdoptionStore:
                     "has to approve it"
                 )
             made = Approval(inspection_id, approved, by, note.strip(), utc_now())
-            conn.execute(insert(t.approvals), vars(made))
-            append(conn, APPROVAL, inspection_id, by, asdict(made))
+            if again:
+                append(conn, DECIDED_AGAIN, inspection_id, by, asdict(made))
+                if approved:
+                    conn.execute(update(t.approvals).where(_A.inspection_id == inspection_id).values(hangs=0))
+            else:
+                conn.execute(insert(t.approvals), vars(made))
+                append(conn, APPROVAL, inspection_id, by, asdict(made))
             if not approved:
                 _learned(conn, inspection_id, None, f"refused by {by}" + (f": {made.note}" if made.note else ""))
         return made
@@ -266,6 +317,10 @@ class AdoptionStore:
 def _beyond_limits(report: str) -> list[dict[str, Any]]:
     """The findings of a report that are not within the limits of the specification."""
     return [f for f in json.loads(report).get("findings", []) if not f.get("within_limits")]
+
+
+def _is_given_up(conn: Connection, inspection_id: str) -> bool:
+    return conn.scalar(select(_A.inspection_id).where(_A.inspection_id == inspection_id, _GIVEN_UP)) is not None
 
 
 def _learned(conn: Connection, inspection_id: str, golden_id: str | None, outcome: str) -> Adoption:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from refdiff.memory.stores import Stores
 
 _LISTED = 200
+_HUNG = "approved, but its enrolment hung twice; once that is mended, approve it again"
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +51,8 @@ def review(
         bool | None,
         typer.Option(
             "--approve-reference/--refuse-reference",
-            help="Decide about a photo that somebody proposed as a golden sample.",
+            help="Decide about a photo that somebody proposed as a golden sample; also again, if its enrolment hung "
+            "twice.",
         ),
     ] = None,
     blind: Annotated[
@@ -168,7 +170,8 @@ def _proposed_view(proposed: list[WaitingReference]) -> list[Any]:
         return []
     shown = output.table("Inspection", "Part", "Product", "Proposed", "By", "Why", title="Proposed as golden samples")
     for p in proposed:
-        cells = (p.inspection_id, p.part_id, p.product, minute(p.at), p.by, p.reason)
+        why = f"{p.reason} ({_HUNG})" if p.hung else p.reason
+        cells = (p.inspection_id, p.part_id, p.product, minute(p.at), p.by, why)
         shown.add_row(*map(output.printable, cells))
     return [shown, "decide one: refdiff review INSPECTION --approve-reference|--refuse-reference"]
 

@@ -11,7 +11,7 @@ from refdiff.memory.audit_chain import using_key
 from refdiff.memory.records.adoptions import Confirmed
 from refdiff.memory.records.blind_checks import Waiting, is_drawn
 from refdiff.memory.stores import Stores
-from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
+from refdiff.model.errors import DuplicateError, InputError, UnavailableError, UnknownRecordError
 
 from .conftest import tamper
 
@@ -181,21 +181,54 @@ def test_reference_needs_an_admin_or_a_second_person(
     assert "approvals" in str(stores.audit.verify_store().problem)
 
 
-def test_approved_photo_whose_enrolment_hangs_comes_last_and_is_refused_the_second_time(stores: Stores) -> None:
+def test_approved_photo_whose_enrolment_hangs_comes_last_and_is_given_up_the_second_time(stores: Stores) -> None:
     for i in ("g", "h"):
         file(stores, i)
         stores.dispositions.add(i, "override", "ann", "dust", "good", as_reference=True)
         stores.adoptions.decide(i, True, "eve", admin=True)
     assert stores.adoptions.consented() == ["g", "h"]
-    assert stores.adoptions.hang("g", 2, "refused: it hung") is None
+    assert not stores.adoptions.hang("g", "it hung")
     assert stores.adoptions.consented() == ["h", "g"]
-    made = stores.adoptions.hang("g", 2, "refused: it hung")
-    assert made is not None
-    assert (made.golden_id, made.outcome) == (None, "refused: it hung")
-    assert stores.adoptions.add("g", "g-0123456789ab", "enrolled") == made
+    assert stores.adoptions.hang("g", "it hung")
     assert stores.adoptions.consented() == ["h"]
+    with pytest.raises(UnavailableError, match="--approve-reference"):
+        stores.adoptions.add("g", "g-0123456789ab", "enrolled")
+    assert stores.adoptions.get("g") is None
     enrolled = stores.adoptions.add("h", "g-0123456789ab", "enrolled")
-    assert stores.adoptions.hang("h", 1, "refused: it hung") == enrolled
+    assert [stores.adoptions.hang("h", "it hung") for _ in range(2)] == [False, False]
+    assert stores.adoptions.get("h") == enrolled
+    assert [p.inspection_id for p in stores.adoptions.abandoned()] == ["g"]
+    assert stores.audit.verify_store().problem is None
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_photo_whose_enrolment_was_given_up_waits_for_people_again(stores: Stores, approved: bool) -> None:
+    file(stores, "g", "FAIL")
+    stores.dispositions.add("g", "override", "bob", "dust", as_reference=True)
+    first = stores.adoptions.decide("g", True, "eve", admin=False)
+    for _ in range(3):  # once more by what retires what is left
+        stores.adoptions.hang("g", "it hung")
+    [waiting] = stores.adoptions.waiting()
+    assert (waiting.inspection_id, waiting.by) == ("g", "bob")
+    assert waiting.hung is True
+    with pytest.raises(InputError, match="bob proposed"):
+        stores.adoptions.decide("g", True, "bob", admin=False)
+    made = stores.adoptions.decide("g", approved, "zoe", "mended", admin=False)
+    assert (made.approved, made.by, made.note) == (approved, "zoe", "mended")
+    assert stores.adoptions.waiting() == []
+    assert stores.adoptions.approval("g") == first
+    assert stores.adoptions.consented() == (["g"] if approved else [])
+    learned = stores.adoptions.get("g")
+    assert (learned.outcome if learned else None) == (None if approved else "refused by zoe: mended")
+    assert [p.inspection_id for p in stores.adoptions.abandoned()] == ([] if approved else ["g"])
+    with pytest.raises(DuplicateError):
+        stores.adoptions.decide("g", True, "zoe", admin=True)
+    said = [(r.kind, r.by) for r in stores.audit.of("g")][3:]
+    assert said[:2] == [("enrolment_given_up", "refdiff"), ("decided_again", "zoe")]
+    assert [kind for kind, _ in said[2:]] == ([] if approved else ["learned"])
+    if approved:
+        assert not stores.adoptions.hang("g", "it hung")
+        assert stores.adoptions.add("g", "g-0123456789ab", "enrolled").golden_id == "g-0123456789ab"
     assert stores.audit.verify_store().problem is None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
-from refdiff.memory.records.adoptions import Adoption
+from refdiff.memory.records.adoptions import Abandoned, Adoption
 from refdiff.memory.rows.captures import Capture
 from refdiff.model.errors import InputError, UnknownRecordError
 from refdiff.tools.golden_samples.enroll import enroll
@@ -19,12 +19,14 @@ from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
+_ABANDONED = "its enrolment hung and was given up"  # why a golden is retired
+
 
 def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     """Enrol the approved photo of an inspection, once; later calls return the first outcome.
 
     Raises InputError (nobody gave consent or approved it), UnknownRecordError, StorageError, BankBusyError,
-    UnavailableError. The consent stays then, and the call can be repeated.
+    UnavailableError (also where it was given up meanwhile). The consent stays then, and the call can be repeated.
     """
     stores = workspace.stores
     known = stores.adoptions.get(inspection_id)
@@ -56,12 +58,11 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
         golden = left or result.added[0]
+        if (golden.status, golden.note) == ("retired", _ABANDONED):
+            workspace.bank.set_status(golden.golden_id, "active")
         flagged = flag_outliers(workspace, record.product, [left.golden_id]) if left else result.flagged
         odd = "; flagged because it is unlike the others" if flagged else ""
-        made = stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
-        if made.golden_id is None:  # it was given up meanwhile, which people have been told
-            workspace.bank.set_status(golden.golden_id, "retired", made.outcome)
-        return made
+        return stores.adoptions.add(inspection_id, golden.golden_id, f"enrolled{odd}")
     refusal = [*result.already_there, *result.refused][0]
     return stores.adoptions.add(inspection_id, None, f"refused: {refusal.reason}")
 
@@ -69,13 +70,24 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 def adopt_all(
     workspace: Workspace, turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
 ) -> list[Adoption]:
-    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first. turn:
-    held while that of an inspection is enrolled."""
+    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first; and
+    retire what enrolments that hung and were given up left in the bank. turn: held while that of an inspection is enrolled.
+    """
     made = []
     for inspection_id in workspace.stores.adoptions.consented():
         with turn(inspection_id):
             made.append(adopt(workspace, inspection_id))
+    for photo in workspace.stores.adoptions.abandoned():
+        with turn(photo.inspection_id):
+            _retire(workspace, photo)
     return made
+
+
+def _retire(workspace: Workspace, photo: Abandoned) -> None:
+    """Retire the golden that an enrolment left behind, unless a person has taken it into use."""
+    golden = _left_behind(workspace, photo.product, photo.photo)
+    if golden is not None and (golden.status == "flagged" or (golden.status == "active" and not golden.note)):
+        workspace.bank.set_status(golden.golden_id, "retired", _ABANDONED)
 
 
 def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:
@@ -93,7 +105,7 @@ def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSourc
 
 
 def _left_behind(workspace: Workspace, product: str, sha256: str) -> Golden | None:
-    """The golden that an earlier call enrolled before it crashed without recording the outcome."""
+    """The golden that an earlier call enrolled before it crashed or hung, without recording the outcome."""
     try:
         golden = workspace.bank.get(make_golden_id(product, sha256))
     except UnknownRecordError:

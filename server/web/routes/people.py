@@ -120,7 +120,8 @@ def answer_blind_check(service: TheService, caller: InspectorRole, inspection_id
 def list_waiting_references(
     service: TheService, _caller: Viewer, inspection_id: Annotated[str | None, Query(max_length=64)] = None
 ) -> WaitingReferences:
-    """Photos that one person proposed as golden samples, and that wait for an admin or a second person."""
+    """Photos that one person proposed as golden samples, and that wait for an admin or a second person. hung: one that was
+    approved, but whose enrolment hung twice; once that is mended, it can be approved again."""
     return WaitingReferences(items=service.stores.adoptions.waiting(inspection_id))
 
 

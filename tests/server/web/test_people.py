@@ -109,6 +109,15 @@ def test_inspectors_reference_waits_for_an_admin_or_a_second_person(server: Runn
     assert {r.facts["by_key"] for r in server.service.stores.audit.of(first) if r.by == "carol"} != {key}
     server.client.patch(f"/v1/goldens/{golden}", json={"status": "retired"})
     second = overridden("ref-3", dave)
+    adoptions = server.service.stores.adoptions
+    with server.service._enrolling:  # so that it waits
+        adoptions.decide(second, True, "eve", admin=False)
+        assert decide(second, "refuse").status_code == 409
+        for _ in range(2):
+            adoptions.hang(second, "it hung")
+    [hung] = server.client.get("/v1/references").json()["items"]
+    assert (hung["part_id"], hung["hung"], waiting[0]["hung"]) == ("ref-3", True, False)
+    assert decide(second, "approve", dave).status_code == 422
     refused = decide(second, "refuse").json()
     assert (refused["approved"], refused["learned"]["outcome"]) == (False, "refused by ann")
     assert server.client.get("/v1/references").json()["items"] == []

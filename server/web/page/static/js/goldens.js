@@ -144,6 +144,7 @@ function proposal(item, me, done) {
   return h("li", { class: "golden proposed" }, image,
     h("div", {}, h("a", { href: `#/inspections/${encodeURIComponent(item.inspection_id)}` }, "Part ", item.part_id), ` (${item.product})`),
     h("small", {}, `${item.by}, `, when(item.at)), item.reason && h("p", { class: "note" }, item.reason),
+    item.hung && h("p", { class: "note" }, "Approved, but its enrolment hung twice; once that is mended, approve it again."),
     me.may("inspector") && h("div", { class: "actions" },
       (me.may("admin") || me.name !== item.by) && h("button", { type: "button", onclick: () => decide("approve") }, "Approve"),
       h("button", { type: "button", onclick: () => decide("refuse") }, "Refuse")));
