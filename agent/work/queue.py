@@ -97,9 +97,8 @@ class InspectionQueue:
         self._jobs, self._inspect, self._on_idle = jobs, inspect, on_idle
         self._takes_jobs, self._on_crashed, self._lease_s = takes_jobs, on_crashed, lease_s
         self._outcome, self._hang_s = outcome, hang_s
-        self.hung: str | None = None  # what hangs, in words: this process should end
         self._watch = Watch(hang_s, self._hang)
-        self._unnoted: Callable[[], None] | None = None  # what records the hang, until that is done
+        self._noted = False  # that something hangs
         self._noting = threading.Lock()
         self._doing: Work | None = None  # of the inspecting thread
         self._heard: AgentEvent | None = None  # the last one
@@ -164,7 +163,7 @@ class InspectionQueue:
             if (current := self._current) is not None:  # a stop is no crash
                 self._jobs.requeue(current, self.worker)
             if self._takes_jobs:
-                self._jobs.leave(self.worker)
+                self._jobs.leave(self.worker, self.hung)
         except UnavailableError:
             log.exception("what was running is resumed after the next start")
 
@@ -188,6 +187,11 @@ class InspectionQueue:
     @property
     def stopping(self) -> bool:
         return self._stopping.is_set()
+
+    @property
+    def hung(self) -> str | None:
+        """What hangs, in words: this process should end."""
+        return self._watch.hung
 
     @property
     def alive(self) -> bool:
@@ -480,11 +484,8 @@ class InspectionQueue:
         return hanging is not None and hanging.thread == self._thread.ident
 
     def _hang(self, work: Work) -> None:
-        """In the thread that watches. It waits for no lock before the lease ends and the process is known to be of no use:
-        what hangs may hold any."""
-        self._unnoted = work.note
-        self.hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
-        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", self.hung, work.place())
+        """In the thread that watches. It has waited for no lock before the lease ends and the process is known to be of no
+        use: what hangs may hold any."""
         try:
             self._note()
         except Exception:
@@ -492,10 +493,15 @@ class InspectionQueue:
 
     def _note(self) -> None:
         """Record what hangs, once. Raises what that raises; the next call tries again."""
+        work = self._watch.hanging
         with self._noting:
-            if self._unnoted is not None:
-                self._unnoted()
-                self._unnoted = None
+            if work is None or self._noted:
+                return
+            if work.note is not None:
+                work.note()
+            if self._takes_jobs:
+                self._jobs.leave(self.worker, self.hung)
+            self._noted = True
 
     def _give_up(self, inspection_id: str) -> None:
         """Record that an inspection of this process hangs."""

@@ -7,6 +7,7 @@ use.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
+
+log = logging.getLogger(__name__)
 
 HANG_S = 900.0
 _LOOKS = 20  # within the time that work may take for one step
@@ -42,11 +45,12 @@ class Work:
 class Watch(contextlib.AbstractContextManager["Watch"]):
     """Threads may share it. Watches from `start` to `stop`, or as a context manager."""
 
-    def __init__(self, hang_s: float, on_hang: Callable[[Work], None]) -> None:
+    def __init__(self, hang_s: float = HANG_S, on_hang: Callable[[Work], None] = lambda work: None) -> None:
         """hang_s: how long work may take for one step. on_hang: called once, for the first that hangs, in the thread that
         watches."""
         self._hang_s, self._on_hang = hang_s, on_hang
         self.hanging: Work | None = None
+        self.hung: str | None = None  # what hangs, in words: this process should end
         self._watched: list[Work] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -85,5 +89,12 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 work.silent_s += passed
                 if work.silent_s > self._hang_s:
                     self.hanging = work
+                    self.hung = self._told(work)
                     self._on_hang(work)
                     return
+
+    def _told(self, work: Work) -> str:
+        """Log that work hangs, and where; what hangs, in words."""
+        hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
+        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", hung, work.place())
+        return hung

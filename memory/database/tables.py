@@ -271,6 +271,7 @@ workers = _table(  # processes that take jobs
     _text("worker", primary_key=True),
     _text("began_at"),
     Column("alive_until", Double, nullable=False),  # unless it says so again; by the database's clock, s
+    _maybe("hung"),  # in words, of one that ended for it
 )
 batches = _table(
     "batches",

@@ -198,12 +198,6 @@ class JobStore:
             _set(conn, held, state=state, hangs=hangs + 1, worker=None, lease_until=None, **then)
             return state
 
-    def hung_since(self, at: str) -> str | None:
-        """The inspection that hung last, since that time (ISO 8601, UTC); None without one."""
-        with self._db.connection() as conn:
-            hung = select(_J.inspection_id).where(_J.hangs > 0, _J.updated_at >= at)
-            return conn.scalar(hung.order_by(_J.updated_at.desc()).limit(1))
-
     def take_over(self, everybody: bool = False) -> builtins.list[Job]:
         """Requeue, behind all that wait, the running jobs whose lease has ended: their workers crashed, which is counted.
 
@@ -239,15 +233,24 @@ class JobStore:
                 conn.execute(delete(t.workers).where(_W.alive_until < t.clock(conn)))
                 conn.execute(insert(t.workers).values(worker=worker, began_at=utc_now(), alive_until=until))
 
-    def leave(self, worker: str) -> None:
-        """Say that `worker` takes no more jobs."""
+    def leave(self, worker: str, hung: str | None = None) -> None:
+        """Say that `worker` takes no more jobs. hung: in words, what hangs in it; known until the next worker begins."""
         with self._db.out_of_turn() as conn:
             conn.execute(delete(t.workers).where(_W.worker == worker))
+            if hung is not None:
+                left = {"worker": worker, "began_at": utc_now(), "alive_until": t.clock(conn) - 1.0, "hung": hung}
+                conn.execute(insert(t.workers).values(left))
 
     def workers(self) -> builtins.list[str]:
         """The workers that live, sorted."""
         with self._db.connection() as conn:
             return [*conn.scalars(select(_W.worker).where(_W.alive_until >= t.clock(conn)).order_by(_W.worker))]
+
+    def hung(self) -> str | None:
+        """What hung in the last worker that ended for it, in words; None once another one has begun, or without one."""
+        with self._db.connection() as conn:
+            left = select(_W.hung).where(_W.hung.is_not(None), _W.alive_until < t.clock(conn))
+            return conn.scalar(left.order_by(_W.alive_until.desc()).limit(1))
 
     def cancel(self, inspection_id: str, by: str) -> Job:
         """End a waiting job. Raises UnknownRecordError, InputError if it runs or has ended."""

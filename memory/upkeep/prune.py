@@ -1,7 +1,9 @@
 """Remove old inspections: photos, drawn files, anomaly maps and reports. The audit chain keeps who removed what, and when.
 
-First the records: each inspection gets an audit record, in the transaction that empties its report. Then the files that no
-record names any more. A run that was killed in between has told the truth, and the next one removes the files that it left.
+First the records: each inspection gets an audit record, in the transaction that empties its report. A second transaction
+puts captures back whose photo came into use meanwhile, and closes the removal with a record of its own. Then the files go
+that no record names any more. A run that was killed in between has told the truth: the next one first closes the removal
+that it left open, and removes the files that it left.
 
 Safe while a server runs. A photo that was written or used within the last hour stays for the next run: a report that
 names it may be about to be filed.
@@ -15,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +38,7 @@ from refdiff.memory.rows.products import check_product_name
 from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import to_utc
 from refdiff.memory.upkeep.contents import like_sha256, reading, sha256_in
-from refdiff.model.errors import StorageError
+from refdiff.model.errors import StorageError, UnavailableError
 from refdiff.model.files import storage_error
 from refdiff.model.progress import Progress, silent
 
@@ -148,9 +151,15 @@ def prune(
 
     drawn: folder of the pictures that were drawn later, a sub-folder for each inspection. by: who, for the audit. waiting:
     forgets what removed inspections waited with for a person, also those of a run that was killed. Raises StorageError,
-    UnavailableError; what was removed until then is recorded, and the call can be repeated.
+    UnavailableError (also while another process prunes); what was removed until then is recorded, and the call can be
+    repeated.
     """
-    return _Prune(stores, goldens, wanted, by, drawn, progress, waiting).run(dry_run)
+    run = _Prune(stores, goldens, wanted, by, drawn, progress, waiting)
+    if dry_run:
+        return run.foresee()
+    busy = UnavailableError("another process prunes at this moment; prune again once it has ended")
+    with stores.db.lock("prune", busy):  # one closes what it removed before the next one looks for what was left open
+        return run.run()
 
 
 @dataclass
@@ -177,19 +186,18 @@ class _Prune:
         self._products: list[str] = []
         self._done = Pruned()
 
-    def run(self, dry_run: bool) -> Pruned:
-        home = self._stores.settings.home
+    def foresee(self) -> Pruned:
+        """Count what `run` would remove."""
         with self._stores.db.snapshot() as conn:
-            self._goldens = self._goldens.and_recorded(conn)
-            self._products = [*conn.scalars(select(t.products.c.name))]
-            matches = select(_why_kept(self._wanted.open_too), func.count()).where(_matching(self._wanted))
-            found = {why: int(n) for why, n in conn.execute(matches.group_by(text("1")))}
-            total = found.pop(None, 0)
-            self._done.kept = found
-            if dry_run:
-                self._foresee(conn, home, total)
-                return self._done
+            self._foresee(conn, self._stores.settings.home, self._look(conn))
+        return self._done
+
+    def run(self) -> Pruned:
+        home = self._stores.settings.home
         self._stores.images.put_back(self._in_use_since)  # first: a record may rely on one of them
+        with self._stores.db.snapshot() as conn:
+            total = self._look(conn)
+        self._close()  # what a run that was killed left open
         self._records(total)
         with self._stores.db.snapshot() as conn:
             removed = _removed(conn)
@@ -202,6 +210,16 @@ class _Prune:
         if self._stores.db.path is not None:
             self._shrink()
         return self._done
+
+    def _look(self, conn: Connection) -> int:
+        """How many inspections are to go; what else counts is noted."""
+        self._goldens = self._goldens.and_recorded(conn)
+        self._products = [*conn.scalars(select(t.products.c.name))]
+        matches = select(_why_kept(self._wanted.open_too), func.count()).where(_matching(self._wanted))
+        found = {why: int(n) for why, n in conn.execute(matches.group_by(text("1")))}
+        total = found.pop(None, 0)
+        self._done.kept = found
+        return total
 
     # -- records
 
@@ -221,14 +239,13 @@ class _Prune:
                 ).all()
             in_use = self._used_of(captured)  # an object store takes its time: nobody waits for it to write
             began = time.monotonic()
-            captures: list[Row[Any]] = []
             with changing(self._stores.db) as conn:
                 rows = conn.execute(_rows(self._wanted).where(_I.seq.in_([r.seq for r in some]))).all()
                 going = self._as_filed(rows)
                 unlike += len(rows) - len(going)
                 if going:
-                    captures = self._remove(conn, going, in_use)
-            self._put_back(captures)
+                    self._remove(conn, going, in_use)
+            self._done.captures += self._close()
             self._done.inspections += len(going)
             self._progress("removing records", self._done.inspections, total)
             time.sleep(min(time.monotonic() - began, _LONGEST_PAUSE_S))  # let others write
@@ -249,8 +266,8 @@ class _Prune:
                     ))  # fmt: skip
         return found
 
-    def _remove(self, conn: Connection, going: list[_Removal], in_use: set[str]) -> list[Row[Any]]:
-        """Empty their reports; the captures that go with them."""
+    def _remove(self, conn: Connection, going: list[_Removal], in_use: set[str]) -> None:
+        """Empty their reports, and remove the captures that go with them."""
         ids = [r.inspection_id for r in going]
         conn.execute(delete(t.differences).where(t.differences.c.inspection_id.in_(ids)))
         conn.execute(update(t.inspections).where(_I.inspection_id.in_(ids)).values(report=NO_REPORT))
@@ -264,50 +281,56 @@ class _Prune:
                     "captures": captured, "filter": asdict(self._wanted)}  # fmt: skip
             append(conn, REMOVED, r.inspection_id, self._by, said, facts={"filter": str(self._wanted)})
             self._done.record_bytes += r.record_bytes
-            gone += captured
-        removed = conn.execute(delete(t.captures).where(_C.capture_id.in_(gone)).returning(t.captures)).all()
-        self._done.captures += len(removed)
-        about = {"inspections": len(going), "captures": len(gone), "filter": asdict(self._wanted)}
-        record_change(conn, PRUNE, "inspections", self._by, about, None, change=f"removed {len(going)}: {self._wanted}")
-        return [*removed]
+            gone += [c["capture_id"] for c in captured]
+        conn.execute(delete(t.captures).where(_C.capture_id.in_(gone)))
 
-    def _put_back(self, captures: list[Row[Any]]) -> None:
-        """Put back those of the removed captures whose photo came into use after it was asked for: who inspects the part
-        had found its capture before."""
-        used = self._used_of({row.sha256 for row in captures})
-        if not (back := [row for row in captures if row.sha256 in used]):
-            return
+    def _close(self) -> int:
+        """Record the removals that no run has closed, and put back those of their captures whose photo came into use after
+        it was asked for: who inspects the part had found its capture before. How many captures stay removed."""
+        closed = select(func.coalesce(func.max(_A.seq), 0)).where(_A.inspection_id == "", _A.kind == PRUNE)
+        with self._stores.db.snapshot() as conn:
+            left = select(_A.at, _A.content).where(_A.kind == REMOVED, _A.seq > closed.scalar_subquery())
+            rows = conn.execute(left.order_by(_A.seq)).all()
+        if not rows:
+            return 0
+        contents = [json.loads(row.content) for row in rows]
+        captures = [capture for content in contents for capture in content["captures"]]
+        since = datetime.fromisoformat(rows[0].at).timestamp() - _IN_USE_S
+        used = self._used_of({c["sha256"] for c in captures if c["product"] in self._products}, since)
+        back = [c for c in captures if c["sha256"] in used]
+        how = Filter(**contents[-1]["filter"])
+        about = {"inspections": len(rows), "captures": len(captures) - len(back), "filter": asdict(how)}
         with changing(self._stores.db) as conn:
-            for row in back:
-                values = row._asdict()
-                t.insert_new(conn, t.captures, values)
-                state = {name: value for name, value in values.items() if name != "seq"}
-                record_change(conn, CAPTURE, row.capture_id, self._by, None, state)
-        self._done.captures -= len(back)
+            for capture in back:
+                if t.insert_new(conn, t.captures, capture):
+                    state = {name: value for name, value in capture.items() if name != "seq"}
+                    record_change(conn, CAPTURE, capture["capture_id"], self._by, None, state)
+            record_change(conn, PRUNE, "inspections", self._by, about, None, change=f"removed {len(rows)}: {how}")
+        return len(captures) - len(back)
 
     def _captures(
         self, conn: Connection, going: Iterable[_Removal], gone: ColumnElement[bool]
-    ) -> dict[tuple[str, str, str | None], list[str]]:
-        """Captures that were inspected, all of whose inspections are gone: (part, product, photo) -> ids."""
+    ) -> dict[tuple[str, str, str | None], list[dict[str, Any]]]:
+        """Captures that were inspected, all of whose inspections are gone: (part, product, photo) -> rows."""
         inspected = {(r.part_id, r.product, r.photo) for r in going}
         parts = sorted({part for part, _, _ in inspected} - _waiting_parts(conn))
         same = (_I.part_id == _C.part_id) & (_I.product == _C.product) & (_I.photo == _C.sha256)
         done = select(_I.seq).where(same, gone, _I.created_at >= _C.created_at).correlate(t.captures).exists()
         live = select(_I.seq).where(same, ~gone).correlate(t.captures).exists()
-        found: dict[tuple[str, str, str | None], list[str]] = defaultdict(list)
+        found: dict[tuple[str, str, str | None], list[dict[str, Any]]] = defaultdict(list)
         for row in conn.execute(select(t.captures).where(_C.part_id.in_(parts), done, ~live)):
             key = (row.part_id, row.product, row.sha256)
             if key in inspected:
-                found[key].append(row.capture_id)
+                found[key].append(row._asdict())
         return found
 
-    def _used_of(self, photos: Iterable[str]) -> set[str]:
-        return {sha256 for sha256 in photos if self._in_use(sha256)}
+    def _used_of(self, photos: Iterable[str], since: float | None = None) -> set[str]:
+        return {sha256 for sha256 in photos if self._in_use(sha256, since)}
 
-    def _in_use(self, sha256: str) -> bool:
-        """Whether an inspection may be reading it now."""
+    def _in_use(self, sha256: str, since: float | None = None) -> bool:
+        """Whether an inspection may be reading it now, or has since that time (s, Unix)."""
         used_at = self._stores.images.used_at(sha256)
-        return used_at is not None and used_at >= self._in_use_since
+        return used_at is not None and used_at >= (self._in_use_since if since is None else since)
 
     # -- files
 
@@ -390,7 +413,7 @@ class _Prune:
             some = going[start : start + AT_ONCE]
             found_here = self._captures(conn, some, gone)
             in_use = self._used_of({photo for _, _, photo in found_here if photo is not None})
-            captures.update(c for key, ids in found_here.items() if key[2] not in in_use for c in ids)
+            captures.update(c["capture_id"] for key, rows in found_here.items() if key[2] not in in_use for c in rows)
             pictures = _named_pictures(conn, [r.inspection_id for r in some])
             for r in some:
                 r.photos += pictures.get(r.inspection_id, [])

@@ -78,8 +78,8 @@ def list_aliens(data: Path) -> list[Listed]:
 def list_magnetic_tile(data: Path) -> list[Listed]:
     """Tiles; photos of one number are one group.
 
-    Numbers that follow each other within 100 are photos of one tile, too, so the halves share their tiles. Groups stay as they
-    are until the networks are trained anew: otherwise photos that these were trained on would count as held out.
+    Numbers that follow each other within 100 are photos of one tile, too, so the halves share their tiles. Groups stay as
+    they are until the networks are trained anew: otherwise photos that these were trained on would count as held out.
     """
     root = _folder(data, "magnetic_tile", "MT_Free/Imgs, MT_Crack/Imgs, ...")
     found = []

@@ -69,7 +69,7 @@ def inspect_batch(
     Ctrl-C while parts are being accepted stops the batch. Later it ends the waiting alone; to stop the batch then:
     refdiff batch stop BATCH.
     Exit code 0, whatever the verdicts; 65 if no part could be accepted; 69 if nobody inspects any more, 75 if that is
-    because an inspection hung. The batch then resumes with the next worker.
+    because something hung in the last worker. The batch then resumes with the next worker.
     """
     chosen = settings()
     from refdiff.agent.work.batches import fill, parts_of
@@ -104,7 +104,7 @@ def inspect_batch(
                 raise InputError(f"{found.batch_id}: no part could be accepted; see what was left out")
             output.say(f"{found.batch_id}: {found.accepted} parts accepted, {found.left_out_count} left out")
             if wait:
-                with _somebody_inspects(stores, found) as check:
+                with _somebody_inspects(stores) as check:
                     found = _watch(stores, found, ended, check)
             elif not stores.jobs.workers():
                 output.note("nobody inspects at this moment; start one: refdiff worker (or refdiff serve)")
@@ -120,7 +120,7 @@ class HungError(UnavailableError):
 
 
 @contextlib.contextmanager
-def _somebody_inspects(stores: Stores, batch: Batch) -> Iterator[Callable[[], None]]:
+def _somebody_inspects(stores: Stores) -> Iterator[Callable[[], None]]:
     """A worker of our own meanwhile, unless another process takes inspections. Yields what raises UnavailableError once
     nobody does."""
     if stores.jobs.workers():
@@ -131,8 +131,8 @@ def _somebody_inspects(stores: Stores, batch: Batch) -> Iterator[Callable[[], No
             if stores.jobs.workers():
                 gone_at = None
                 return
-            hung = stores.jobs.hung_since(batch.created_at)
-            why = f": inspection {hung} hung, which ends its process" if hung else ""
+            hung = stores.jobs.hung()
+            why = f": {hung}, which ended the last worker" if hung else ""
             if gone_at is None:
                 gone_at = time.monotonic()
                 output.note(f"nobody inspects at this moment{why}; waiting for a worker to be started again")

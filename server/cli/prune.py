@@ -50,7 +50,7 @@ def prune(
 
     Never removed: photos of golden samples, inspections that wait for a person (but with --open), inspections with a named
     finding, photos that were not inspected yet. The list of inspections and the audit trail stay whole, and say who removed
-    what. Safe while the server runs; one that was interrupted is repeated.
+    what. Safe while the server runs, one process at a time; one that was interrupted is repeated.
     """
     from refdiff.memory.upkeep import prune as pruning
 

@@ -19,7 +19,7 @@ from refdiff.server.cli.invocation import current, open_workspace, settings
 from refdiff.server.cli.options import Json, MaybeProduct, ScaleMm, shown_path
 from refdiff.server.cli.output import emit
 from refdiff.server.settings import ConfigurationError
-from refdiff.server.signals import end_if_hung, ending_if_hung, stopping
+from refdiff.server.signals import end_if_hung, ending_if_hung, interrupting, stopping
 
 if TYPE_CHECKING:
     from refdiff.server.watch.watcher import WatchState
@@ -93,7 +93,8 @@ def watch(
     Servers, workers and watches of other folders may share the home.
 
     Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts; 75 if an inspection, or the
-    folder, took no step for REFDIFF_HANG_S seconds: start it again. A photo that was begun five times is refused.
+    folder, took no step for REFDIFF_HANG_S seconds: start it again. A photo whose inspection was interrupted five times is
+    refused.
     """
     current().runs_long = True
     chosen, count = settings(), workers or _cores()
@@ -109,6 +110,7 @@ def watch(
 
     cv2.setNumThreads(1)
     from refdiff.agent.inspector import Inspector
+    from refdiff.agent.work.watch import Watch
     from refdiff.memory.journals.watch import WatchJournal
     from refdiff.memory.locks import hold_lock
     from refdiff.server.telemetry import exporting
@@ -120,31 +122,47 @@ def watch(
     from refdiff.tools.kinds.readers import reader_of
 
     options = WatchOptions(NamePattern.parse(pattern, product), scale_mm_per_px, judge, count, chosen.server.user)
-    folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
-    with ExitStack() as stack:
-        stack.enter_context(exporting("refdiff-watch"))
-        busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
-        stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
-        journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
-        file = stack.enter_context(JsonLinesFile(lines)) if lines else None
-        workspace = stack.enter_context(open_workspace(shared=True, threads=threads))
-        if options.pattern.product is not None:
-            folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
-        inspector = stack.enter_context(Inspector(workspace, chosen.agent, step, unattended=True))
-        sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
-        _warm_up(workspace, options.pattern.product)
-        show = stack.enter_context(_progress())
-        line = FolderWatcher(
-            folder, journal, inspector, options, lines=file, webhook=sender, note=output.note, show=show,
-            hang_s=chosen.agent.longest_step_s,
-        )  # fmt: skip
-        with stopping(line.stop) as interrupted, ending_if_hung(lambda: line.hung, _END_S):
-            output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C stops")
-            state = line.run(once=once)
-            end_if_hung(line.hung)
-        if sender:
-            sender.drain(_DRAIN_S)
-        document = _summary(folder.root, state, journal)
+    hangs = Watch(chosen.agent.longest_step_s)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(interrupting())  # until there is a line to stop
+            stack.enter_context(exporting("refdiff-watch"))
+            stack.enter_context(ending_if_hung(lambda: hangs.hung, _END_S))
+            stack.enter_context(hangs)
+            with hangs.over(f"the opening of {directory}"):  # a share may not answer
+                folder = WatchedFolder(directory, keep=not delete, recursive=recursive)
+            busy = BankBusyError(f"{folder.root} is already watched by another process; stop that one first")
+            stack.enter_context(hold_lock(_journal_base(folder.root).with_suffix(".lock"), busy))
+            journal = stack.enter_context(WatchJournal(_journal_path(folder.root)))
+            with hangs.over(f"the opening of {lines}"):
+                file = stack.enter_context(JsonLinesFile(lines)) if lines else None
+            workspace = stack.enter_context(open_workspace(shared=True, threads=threads))
+            if options.pattern.product is not None:
+                folder.tried = reader_of(workspace.kind(options.pattern.product)).suffixes
+            inspector = stack.enter_context(Inspector(workspace, chosen.agent, step, unattended=True))
+            sender = stack.enter_context(Webhook(journal, webhook, secret, output.note)) if webhook else None
+            _warm_up(workspace, options.pattern.product)
+            show = stack.enter_context(_progress())
+            line = FolderWatcher(
+                folder,
+                journal,
+                inspector,
+                options,
+                lines=file,
+                webhook=sender,
+                note=output.note,
+                show=show,
+                watch=hangs,
+            )
+            with stopping(line.stop) as interrupted:
+                output.say(f"watching {shown_path(folder.root)}, {count} at a time; Ctrl-C stops")
+                state = line.run(once=once)
+                end_if_hung(hangs.hung)
+            if sender:
+                sender.drain(_DRAIN_S)
+            document = _summary(folder.root, state, journal)
+    finally:  # also after an error, and after what ended the opening
+        end_if_hung(hangs.hung)
     emit(document, _line_of(state))
     if interrupted():
         raise KeyboardInterrupt

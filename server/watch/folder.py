@@ -55,6 +55,7 @@ class WatchedFolder:
         ] = {}  # files without an image's suffix: whether they are images all the same
         self._quarantined: dict[str, tuple[FileIdentity, float]] = {}  # name in quarantine -> file as it was, and when
         self.tried: frozenset[str] = frozenset()  # suffixes of files that are photos to the product, whatever they hold
+        self.step: Callable[[], object] = lambda: None  # called with each file that is looked at
         self.unsettled = 0  # files in the last listing that are still being written
         self.left_alone: dict[str, list[str]] = {}  # what the last listing left alone: kind -> names
         if not root.is_dir():
@@ -80,6 +81,7 @@ class WatchedFolder:
         now, clock, unsettled = self._now(), time.time(), 0
         self.left_alone = {}
         for name, about in self._files():
+            self.step()
             identity = FileIdentity.of(name, about)
             if before.get(name, identity) != identity:
                 self._growing.add(name)

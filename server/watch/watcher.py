@@ -22,7 +22,7 @@ from refdiff.agent.events import AgentEvent
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import DefectReport
 from refdiff.agent.request import Judge, prepare
-from refdiff.agent.work.watch import HANG_S, Watch, Work
+from refdiff.agent.work.watch import Watch, Work
 from refdiff.memory.artefacts import new_inspection_id
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchedPhoto, WatchJournal
@@ -112,13 +112,12 @@ class FolderWatcher:
         webhook: Webhook | None = None,
         note: Callable[[str], None] = log.warning,
         show: Callable[[WatchState], None] = lambda _: None,
-        hang_s: float = HANG_S,
+        watch: Watch | None = None,
     ) -> None:
         """inspector: whose events come to `step`. note: called with what a person should know. show: called with the state
-        whenever it changes. hang_s: how long an inspection, and a look at the folder, may take for one step."""
+        whenever it changes. watch: of inspections and of looks at the folder; None: nobody notices what hangs."""
         self._folder, self._journal, self._inspector, self._options = folder, journal, inspector, options
         self._lines, self._webhook, self._note, self._show = lines, webhook, note, show
-        self._hang_s = hang_s
         self._stop = threading.Event()
         self._working: dict[Future[_Withdrawn | None], WatchedPhoto] = {}
         self._later: dict[FileIdentity, float] = {}
@@ -127,8 +126,8 @@ class FolderWatcher:
         self._alone = False  # one of those is at work
         self._pool: ThreadPoolExecutor
         self.state = WatchState()
-        self.hung: str | None = None  # what hangs, in words: this process should end
-        self._watch = Watch(hang_s, self._hang)
+        self._watch = watch or Watch()
+        self._looks: Work
 
     def stop(self) -> None:
         """Stop after the photos in progress."""
@@ -145,17 +144,17 @@ class FolderWatcher:
         lately = to_utc(datetime.now(UTC) - timedelta(seconds=TAKE_BACK_S))
         for photo in self._journal.refused_since(lately):
             self._folder.remember_quarantined(photo.identity.name, photo.identity)
-        self._follow_up()
         ready: list[FileIdentity] = []
         listed, every = 0.0, POLL_S
         with (
-            self._watch,
             ThreadPoolExecutor(self._options.workers, thread_name_prefix="inspection") as self._pool,
-            self._watch.over(f"the watch of {self._folder.root}") as looks,
+            self._watch.over(f"the watch of {self._folder.root}") as self._looks,
         ):
             try:
+                self._folder.step = self._looks.step
+                self._follow_up()
                 while True:
-                    looks.step()
+                    self._looks.step()
                     if not ready and time.monotonic() - listed >= every:
                         began = time.monotonic()
                         ready = self._ready()
@@ -198,6 +197,7 @@ class FolderWatcher:
         Photos that were at work in a crash come first, one by one and alone: the next crash shows which of them it was.
         """
         while len(self._working) < (1 if self._alone else self._options.workers):
+            self._looks.step()  # a folder may be full of photos to refuse
             busy = {(p.part_id, p.product) for p in self._working.values()}
             if self._again:
                 if self._working:
@@ -267,6 +267,7 @@ class FolderWatcher:
             self._lines.write(p.event for p in ended if p.event and not p.written)
         self._journal.done([p.seq for p in ended if not p.written], "written")
         for photo in ended:
+            self._looks.step()
             assert photo.event is not None
             if photo.state == "refused":
                 self._folder.quarantine(photo.identity, str(photo.event["reason"]))
@@ -284,11 +285,6 @@ class FolderWatcher:
     def _tell(self, waiting: int) -> None:
         self.state.waiting, self.state.working = waiting, len(self._working)
         self._show(self.state)
-
-    def _hang(self, work: Work) -> None:
-        """In the thread that watches. The journal counts how often an inspection was begun, whatever ended it."""
-        self.hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
-        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", self.hung, work.place())
 
     # -- workers
 

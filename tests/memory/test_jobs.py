@@ -15,7 +15,6 @@ from refdiff.memory.journals.batches import LeftOut
 from refdiff.memory.journals.jobs import BATCH, HUNG, PERSON, Job
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
 
 EVERY_DATABASE = True
@@ -150,13 +149,18 @@ def test_job_that_waits_for_another_process_has_not_failed(stores: Stores) -> No
     assert (stores.jobs.get("j1").failures, take(stores)) == (0, None)
 
 
-def test_job_that_hung_last_is_named(stores: Stores) -> None:
-    began = utc_now()
-    add(stores, "j1", "j2")
-    assert (take(stores, "w"), stores.jobs.hung_since(began)) == ("j1", None)
-    stores.jobs.hang("j1", "w", {})
-    assert stores.jobs.hung_since(began) == "j1"
-    assert stores.jobs.hung_since(utc_now()) is None
+def test_what_hung_in_the_last_worker_is_known_until_another_one_begins(stores: Stores) -> None:
+    stores.jobs.keep("w", 60.0)
+    stores.jobs.keep("other", 60.0)
+    stores.jobs.leave("w", "fit of product board has taken no step")
+    stores.jobs.leave("other")
+    assert (stores.jobs.workers(), stores.jobs.hung()) == ([], "fit of product board has taken no step")
+    stores.jobs.keep("w", 60.0)  # as its thread that lives may do once more
+    assert (stores.jobs.workers(), stores.jobs.hung()) == (["w"], None)
+    stores.jobs.leave("w", "fit of product board has taken no step")
+    stores.jobs.keep("next", 60.0)
+    stores.jobs.leave("next")
+    assert (stores.jobs.workers(), stores.jobs.hung()) == ([], None)
 
 
 def test_lease_is_renewed_with_the_sign_of_life(stores: Stores) -> None:

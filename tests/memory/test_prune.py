@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import select
 
 from refdiff.agent.checkpoints import open_checkpoints
 from refdiff.memory.audit_chain import REMOVED
 from refdiff.memory.audit_export import verify_export, write_export
 from refdiff.memory.changes import PRUNE
+from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import Golden, make_golden_id
 from refdiff.memory.records.defect_names import Sight
@@ -27,7 +29,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.memory.upkeep.doctor import BankContents, examine
 from refdiff.memory.upkeep.prune import Filter, GoldenPhotos, Pruned, prune
-from refdiff.model.errors import InputError, RemovedError, StorageError
+from refdiff.model.errors import BusyError, InputError, RemovedError, StorageError, UnavailableError
 
 from .conftest import GLOBAL_DIM, PATCH_DIM, make_golden, make_vectors, tamper
 
@@ -320,6 +322,52 @@ def test_capture_whose_photo_comes_into_use_once_it_was_asked_for_stays(
     assert stores.captures.list() == before
     assert {begun, old} & held(stores) == {begun}
     intact(stores)
+
+
+@pytest.mark.parametrize("later_s", [0, 86_400])
+def test_capture_whose_photo_came_into_use_is_put_back_though_the_run_ended_before(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, later_s: int
+) -> None:
+    begun, old = file_inspection(stores, "begun"), file_inspection(stores, "old")
+    age_photos(stores)
+    before = [c for c in stores.captures.list() if c.sha256 == begun]
+    real, asked = type(stores.images).used_at, list[str]()
+
+    def used_at(images: Any, sha256: str) -> float | None:
+        if sha256 in asked:
+            raise UnavailableError("the store does not answer any more")
+        asked.append(sha256)
+        found = real(images, sha256)
+        if sha256 == begun:
+            images.mark_used(sha256)
+        return found
+
+    with monkeypatch.context() as first:
+        first.setattr(type(stores.images), "used_at", used_at)
+        with pytest.raises(UnavailableError):
+            pruned(stores)
+    assert (stores.captures.list(), stores.audit.changes(PRUNE)) == ([], [])
+    with monkeypatch.context() as later:
+        now = time.time() + later_s
+        later.setattr(time, "time", lambda: now)
+        assert pruned(stores).inspections == 0
+    assert stores.captures.list() == before
+    assert {begun, old} & held(stores) == {begun}
+    [change] = stores.audit.changes(PRUNE)
+    assert change.facts["change"] == "removed 2: filed before 2026-06-01T00:00:00 UTC"
+    with stores.db.connection() as conn:
+        said = json.loads(str(conn.scalar(select(t.audit.c.content).where(t.audit.c.seq == change.seq))))["before"]
+    assert (said["inspections"], said["captures"]) == (2, 1)
+    pruned(stores)
+    assert stores.audit.changes(PRUNE) == [change]
+    intact(stores)
+
+
+def test_one_process_prunes_at_a_time(stores: Stores) -> None:
+    file_inspection(stores, "old")
+    with stores.db.lock("prune", BusyError("held")), pytest.raises(UnavailableError, match="another process prunes"):
+        pruned(stores)
+    assert pruned(stores).inspections == 1
 
 
 def test_later_runs_do_not_ask_for_photos_that_are_gone(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

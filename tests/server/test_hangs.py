@@ -405,6 +405,8 @@ def test_calibration_that_hangs_is_named(ready: Path, monkeypatch: pytest.Monkey
         assert not service.alive
         photo.answer()
         asking.join(WAIT_S)
+    with Stores.open() as stores:  # for who waits for this process to be started again
+        assert stores.jobs.hung() == service.hung
 
 
 def test_journal_that_does_not_answer_at_the_end_of_an_inspection_is_named(
@@ -486,6 +488,46 @@ def test_watched_photo_whose_inspection_hangs_ends_the_watch_and_is_inspected_on
         monkeypatch.setenv("REFDIFF_HANG_S", "900")
         assert main.run(command) == 0
         assert [r.part_id for r in stores.inspections.list()] == ["11"]
+
+
+@pytest.mark.parametrize(("what", "times"), [("resolve", 1), ("finish", 2)])
+def test_watch_whose_folder_does_not_answer_ends_also_at_its_start(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, what: str, times: int
+) -> None:
+    """finish: first after the inspection, then at the start of the next watch, which has that photo to move."""
+    camera, pipe = ready / "camera", ready / "pipe"
+    camera.mkdir()
+    os.mkfifo(pipe)
+    (camera / "11.png").write_bytes(good_photo(70))
+    where = "the opening of" if what == "resolve" else "the watch of"
+    code = f"""
+import os, pathlib
+from refdiff.server.cli.main import main
+from refdiff.server.watch import folder
+class Share(type(pathlib.Path())):
+    def resolve(self, *more):
+        os.open({str(pipe)!r}, os.O_RDONLY)
+if {what!r} == "resolve":
+    made = folder.WatchedFolder.__init__
+    folder.WatchedFolder.__init__ = lambda self, root, **more: made(self, Share(root), **more)
+else:
+    folder.WatchedFolder.finish = lambda *_: os.open({str(pipe)!r}, os.O_RDONLY)
+main()
+"""
+    command = ["watch", str(camera), "--product", "board", "--judge", "never", "--once"]
+    for _ in range(times):
+        process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+        try:
+            said = process.communicate(timeout=WAIT_S)[1]
+        finally:
+            process.kill()
+        assert process.returncode == signals.HUNG, said
+        assert f"{where} {camera} has taken no step for {HANG_S} s (REFDIFF_HANG_S); this process ends" in said
+    monkeypatch.setenv("REFDIFF_HANG_S", "900")
+    assert main.run(command) == 0
+    with Stores.open() as stores:
+        assert [r.part_id for r in stores.inspections.list()] == ["11"]
+    assert [p.name for p in (camera / "done").iterdir()] == ["11.png"]
 
 
 def test_machine_that_was_suspended_hangs_in_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from refdiff.agent.inspector import Inspector
 from refdiff.agent.report.schema import LlmReading
 from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
+from refdiff.agent.work.watch import Watch
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.watch import WatchJournal
 from refdiff.memory.locks import hold_lock
@@ -686,3 +687,23 @@ def test_stopped_watch_finishes_the_photos_in_progress(camera: Path) -> None:
         assert 2 <= state.filed <= 3
         assert journal.unfinished() == []
     assert len([p for p in camera.iterdir() if p.is_file()]) == 6 - state.filed
+
+
+def test_folder_full_of_photos_to_refuse_hangs_in_nothing(camera: Path) -> None:
+    for i in range(80):
+        drop(camera, f"nameless-{i}.png", b"photo", age_s=60)
+    refused = list[str]()
+
+    def note(said: str) -> None:
+        refused.append(said)
+        time.sleep(0.05)
+
+    with (
+        WatchJournal(camera.parent / "j.sqlite") as journal,
+        Workspace.open() as workspace,
+        Inspector(workspace, AgentSettings(llm="off")) as inspector,
+        Watch(2.0) as watch,
+    ):
+        options = WatchOptions(NamePattern.parse(PATTERN, None), judge="never")
+        state = FolderWatcher(WatchedFolder(camera), journal, inspector, options, note=note, watch=watch).run(once=True)
+    assert (state.quarantined, len(refused), watch.hung) == (80, 80, None)

@@ -25,7 +25,7 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError, UnknownRecordError
-from refdiff.server.cli import batches, main
+from refdiff.server.cli import batches, main, output
 from refdiff.server.cli.worker import _look_after, _Place
 from refdiff.server.signals import HUNG
 from refdiff.tools.golden_samples import background_fit, fit
@@ -302,33 +302,39 @@ def test_batch_waits_for_a_worker_that_hung_to_be_started_again(
     monkeypatch.setattr(batches, "_BACK_S", 0.5 if "away" in others else 120.0)
     waiting, watch = threading.Event(), batches._watch
     monkeypatch.setattr(batches, "_watch", lambda *about: (waiting.set(), watch(*about))[1])
+    noted, note = threading.Event(), output.note
+    monkeypatch.setattr(output, "note", lambda said: (note(said), noted.set())[0])
     (ready / "parts").mkdir()
     for i in range(2):
         (ready / "parts" / f"p{i}.png").write_bytes(good_photo(80 + i))
+    what = "calibration of product board has taken no step for 900 s (REFDIFF_HANG_S)"
     with Stores.open() as stores, contextlib.ExitStack() as running:
+        stores.jobs.add("insp-1", {"part_id": "1"}, None, 10)
+        stores.jobs.begin("insp-1", worker="earlier")
+        stores.jobs.hang("insp-1", "earlier", {"type": "Hung", "message": "", "exit_code": 70})
+        stores.jobs.leave("earlier", "inspection insp-1 has taken no step for 900 s (REFDIFF_HANG_S)")
         stores.jobs.keep("first", 60.0)
 
-        def hang() -> None:
+        def end() -> None:
             assert waiting.wait(WAIT_S)
-            if others != "stay away, and none hung":
-                job = stores.jobs.begin(worker="first")
-                assert job
-                stores.jobs.hang(job.inspection_id, "first", {"type": "Hung", "message": "", "exit_code": 70})
-            stores.jobs.leave("first")
+            noted.clear()
+            stores.jobs.begin("insp-1", worker="first")
+            stores.jobs.finish("insp-1", worker="first")  # one that hung long before
+            stores.jobs.leave("first", None if others == "stay away, and none hung" else what)
             if others == "start again":
-                time.sleep(1.5)
+                assert noted.wait(WAIT_S)
                 running.enter_context(InspectionService.open(role="worker"))
 
-        thread = threading.Thread(target=hang)
+        thread = threading.Thread(target=end)
         thread.start()
         code = main.run(["inspect-batch", "parts", "--product", "board"])
         thread.join(WAIT_S)
         (batch,) = stores.batches.list()
     said = " ".join(capsys.readouterr().err.split())
-    hung = "hung, which ends its process" in said
     assert "nobody inspects at this moment" in said
-    assert (code, batch.done, hung) == {
-        "start again": (0, 2, True), "stay away": (HUNG, 0, True), "stay away, and none hung": (69, 0, False)
+    assert (code, batch.done, f"{what}, which ended the last worker" in said, "insp-1" in said) == {
+        "start again": (0, 2, True, False), "stay away": (HUNG, 0, True, False),
+        "stay away, and none hung": (69, 0, False, False),
     }[others]  # fmt: skip
 
 
