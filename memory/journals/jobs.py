@@ -234,9 +234,11 @@ class JobStore:
                 conn.execute(insert(t.workers).values(worker=worker, began_at=utc_now(), alive_until=until))
 
     def leave(self, worker: str, hung: str | None = None) -> None:
-        """Say that `worker` takes no more jobs. hung: in words, what hangs in it; known until the next worker begins."""
+        """Say that `worker` takes no more jobs. hung: in words, what hangs in it; known until the next worker begins, or
+        another one ends in order."""
         with self._db.out_of_turn() as conn:
-            conn.execute(delete(t.workers).where(_W.worker == worker))
+            before = _W.hung.is_not(None) & (_W.alive_until < t.clock(conn))
+            conn.execute(delete(t.workers).where((_W.worker == worker) | before))
             if hung is not None:
                 left = {"worker": worker, "began_at": utc_now(), "alive_until": t.clock(conn) - 1.0, "hung": hung}
                 conn.execute(insert(t.workers).values(left))
@@ -247,7 +249,7 @@ class JobStore:
             return [*conn.scalars(select(_W.worker).where(_W.alive_until >= t.clock(conn)).order_by(_W.worker))]
 
     def hung(self) -> str | None:
-        """What hung in the last worker that ended for it, in words; None once another one has begun, or without one."""
+        """What hung in the last worker, in words; None where it ended in order, or another one has begun."""
         with self._db.connection() as conn:
             left = select(_W.hung).where(_W.hung.is_not(None), _W.alive_until < t.clock(conn))
             return conn.scalar(left.order_by(_W.alive_until.desc()).limit(1))

@@ -289,7 +289,7 @@ class _Prune:
         it was asked for: who inspects the part had found its capture before. How many captures stay removed."""
         closed = select(func.coalesce(func.max(_A.seq), 0)).where(_A.inspection_id == "", _A.kind == PRUNE)
         with self._stores.db.snapshot() as conn:
-            left = select(_A.at, _A.content).where(_A.kind == REMOVED, _A.seq > closed.scalar_subquery())
+            left = select(_A.at, _A.by, _A.content).where(_A.kind == REMOVED, _A.seq > closed.scalar_subquery())
             rows = conn.execute(left.order_by(_A.seq)).all()
         if not rows:
             return 0
@@ -305,7 +305,7 @@ class _Prune:
                 if t.insert_new(conn, t.captures, capture):
                     state = {name: value for name, value in capture.items() if name != "seq"}
                     record_change(conn, CAPTURE, capture["capture_id"], self._by, None, state)
-            record_change(conn, PRUNE, "inspections", self._by, about, None, change=f"removed {len(rows)}: {how}")
+            record_change(conn, PRUNE, "inspections", rows[-1].by, about, None, change=f"removed {len(rows)}: {how}")
         return len(captures) - len(back)
 
     def _captures(

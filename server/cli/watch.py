@@ -92,9 +92,9 @@ def watch(
     It is safe to kill at any time: the next run resumes where this one stopped.
     Servers, workers and watches of other folders may share the home.
 
-    Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts; 75 if an inspection, or the
-    folder, took no step for REFDIFF_HANG_S seconds: start it again. A photo whose inspection was interrupted five times is
-    refused.
+    Ctrl-C or SIGTERM stops after the photos in progress. Exit code 0, whatever the verdicts; 130 if it was stopped while it
+    started; 75 if an inspection, or the folder, took no step for REFDIFF_HANG_S seconds: start it again. A photo whose
+    inspection was interrupted five times is refused.
     """
     current().runs_long = True
     chosen, count = settings(), workers or _cores()

@@ -152,14 +152,22 @@ def test_job_that_waits_for_another_process_has_not_failed(stores: Stores) -> No
 def test_what_hung_in_the_last_worker_is_known_until_another_one_begins(stores: Stores) -> None:
     stores.jobs.keep("w", 60.0)
     stores.jobs.keep("other", 60.0)
-    stores.jobs.leave("w", "fit of product board has taken no step")
     stores.jobs.leave("other")
+    stores.jobs.leave("w", "fit of product board has taken no step")
     assert (stores.jobs.workers(), stores.jobs.hung()) == ([], "fit of product board has taken no step")
     stores.jobs.keep("w", 60.0)  # as its thread that lives may do once more
     assert (stores.jobs.workers(), stores.jobs.hung()) == (["w"], None)
     stores.jobs.leave("w", "fit of product board has taken no step")
     stores.jobs.keep("next", 60.0)
     stores.jobs.leave("next")
+    assert (stores.jobs.workers(), stores.jobs.hung()) == ([], None)
+
+
+def test_worker_that_ends_in_order_after_one_that_hung_is_not_said_to_have_hung(stores: Stores) -> None:
+    stores.jobs.keep("w", 60.0)
+    stores.jobs.keep("other", 60.0)
+    stores.jobs.leave("w", "fit of product board has taken no step")
+    stores.jobs.leave("other")
     assert (stores.jobs.workers(), stores.jobs.hung()) == ([], None)
 
 

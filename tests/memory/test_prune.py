@@ -83,11 +83,12 @@ def age_photos(stores: Stores) -> None:
 
 def pruned(stores: Stores, goldens: GoldenPhotos = NO_GOLDENS, **wanted: Any) -> Pruned:
     how = {name: wanted.pop(name) for name in ("dry_run", "waiting", "progress") if name in wanted}
+    by = wanted.pop("by", "boss")
     return prune(
         stores,
         goldens,
         Filter(CUTOFF, **wanted),
-        "boss",
+        by,
         drawn=stores.settings.home.parent / "cache" / "reports",
         **how,
     )
@@ -350,11 +351,12 @@ def test_capture_whose_photo_came_into_use_is_put_back_though_the_run_ended_befo
     with monkeypatch.context() as later:
         now = time.time() + later_s
         later.setattr(time, "time", lambda: now)
-        assert pruned(stores).inspections == 0
+        assert pruned(stores, by="another").inspections == 0
     assert stores.captures.list() == before
     assert {begun, old} & held(stores) == {begun}
     [change] = stores.audit.changes(PRUNE)
     assert change.facts["change"] == "removed 2: filed before 2026-06-01T00:00:00 UTC"
+    assert change.by == "boss", "who asked for the removal"
     with stores.db.connection() as conn:
         said = json.loads(str(conn.scalar(select(t.audit.c.content).where(t.audit.c.seq == change.seq))))["before"]
     assert (said["inspections"], said["captures"]) == (2, 1)

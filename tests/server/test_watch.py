@@ -690,20 +690,20 @@ def test_stopped_watch_finishes_the_photos_in_progress(camera: Path) -> None:
 
 
 def test_folder_full_of_photos_to_refuse_hangs_in_nothing(camera: Path) -> None:
-    for i in range(80):
+    for i in range(60):
         drop(camera, f"nameless-{i}.png", b"photo", age_s=60)
     refused = list[str]()
 
     def note(said: str) -> None:
         refused.append(said)
-        time.sleep(0.05)
+        time.sleep(0.15)
 
     with (
         WatchJournal(camera.parent / "j.sqlite") as journal,
         Workspace.open() as workspace,
         Inspector(workspace, AgentSettings(llm="off")) as inspector,
-        Watch(2.0) as watch,
+        Watch(6.0) as watch,
     ):
         options = WatchOptions(NamePattern.parse(PATTERN, None), judge="never")
         state = FolderWatcher(WatchedFolder(camera), journal, inspector, options, note=note, watch=watch).run(once=True)
-    assert (state.quarantined, len(refused), watch.hung) == (80, 80, None)
+    assert (state.quarantined, len(refused), watch.hung) == (60, 60, None)

@@ -128,6 +128,7 @@ def enroll(
                     thumbnails.keep(golden, thumbnail)
                     workspace.stores.frames.put(place)  # only now: no place without its golden sample
                 else:  # with a Qdrant server, another process may have enrolled it meanwhile
+                    own.accepted(source)
                     result.already_there.append(Refusal(path, _present(golden)))
             except InputError as e:
                 result.refused.append(Refusal(path, without_file_name(str(e), path)))
