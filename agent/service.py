@@ -45,6 +45,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work.batches import BatchPart, fill
 from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.work.received import file_received
+from refdiff.agent.work.watch import aside
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
 from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
@@ -729,13 +730,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             f"its enrolment hung twice, taking no step for {self.settings.longest_step_s:g} s (REFDIFF_HANG_S), the second "
             f"time in {self.worker}, whose log says where"
         )
+        said = f"the enrolment of the photo of inspection {inspection_id} is tried again once"
         if self.stores.adoptions.hang(inspection_id, why):
-            log.error(
-                "the photo of inspection %s is given up: %s. Once that is mended, approve it again: "
-                "refdiff review %s --approve-reference", inspection_id, why, inspection_id,
-            )  # fmt: skip
-        else:
-            log.error("the enrolment of the photo of inspection %s is tried again once", inspection_id)
+            said = (
+                f"the photo of inspection {inspection_id} is given up: {why}. Once that is mended, approve it again: "
+                f"refdiff review {inspection_id} --approve-reference"
+            )
+        aside(lambda: log.error("%s", said))
 
     def _known(self, origin: str, digest: str | None, lasts: timedelta | None) -> Job | None:
         """The job of that origin. Raises InputError if it was another request."""

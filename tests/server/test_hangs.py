@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,11 +25,13 @@ from sqlalchemy import select
 from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work import queue
+from refdiff.agent.work.queue import InspectionQueue
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.jobs import HUNG, Job
 from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.dispositions import Decision
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError
 from refdiff.server import signals
@@ -555,6 +558,37 @@ print("done")
     process.send_signal(signal.SIGCONT)
     assert process.stdout.readline() == "that hung\n"
     assert process.communicate(timeout=WAIT_S)[0] == "done\n"
+
+
+def test_what_hangs_in_the_midst_of_a_log_write_is_known_and_recorded_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the stream of the log is a pipe that nobody reads: the thread that writes holds the handler's lock."""
+    answers = threading.Event()
+
+    class Unread(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            answers.wait(WAIT_S)
+
+    def inspect(job: Job) -> str:
+        logging.getLogger("refdiff").warning("this is never read")
+        return "PASS"
+
+    unread, ours = Unread(), logging.getLogger("refdiff")
+    with Stores.open(MemorySettings(home=tmp_path / "home")) as stores:
+        job, _ = stores.jobs.add("insp-1", {"part_id": "1"}, None, 10)
+        hanging = InspectionQueue(stores.jobs, inspect, hang_s=1.0)
+        ours.addHandler(unread)
+        try:
+            hanging.start()
+            until(lambda: hanging.hung, 20)
+            until(lambda: stores.jobs.hung() == hanging.hung, 20)
+            assert stores.jobs.get(job.inspection_id).state == "queued"
+        finally:
+            answers.set()
+            ours.removeHandler(unread)
+            hanging.stop()
+    until(lambda: "is tried again once" in caplog.text and "Its thread is at" in caplog.text, 20)
 
 
 def test_endpoint_may_take_as_long_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
