@@ -383,6 +383,45 @@ def test_golden_sample_of_an_enrolment_that_hangs_at_its_end_is_retired_until_it
         assert service.stores.audit.verify_store(photos=True).problem is None
 
 
+def test_what_was_left_is_retired_before_other_photos_are_enrolled_which_may_fail(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck, other) = approved("81", "82")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+        get = workspace.stores.images.get
+
+        def unanswered(sha256: str) -> bytes:
+            if sha256 == workspace.stores.captures.history("82")[0].sha256:
+                raise UnavailableError("the share does not answer")
+            return get(sha256)
+
+        monkeypatch.setattr(workspace.stores.images, "get", unanswered)
+        with pytest.raises(UnavailableError, match="the share"):
+            adopt_all(workspace)
+        assert left_behind(workspace) == ["retired"]
+        assert workspace.stores.adoptions.consented() == [other]
+
+
+def left_behind(workspace: Workspace) -> list[str]:
+    return [g.status for g in workspace.bank.list("board") if g.source == "disposition"]
+
+
+def leave_behind(workspace: Workspace, inspection_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an enrolment leaves that hangs at its end, and is given up."""
+
+    def ends(*arguments: Any) -> Any:
+        raise UnavailableError("the process ends")
+
+    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="the process ends"):
+        patch.setattr(AdoptionStore, "add", ends)
+        adopt(workspace, inspection_id)
+    for _ in range(2):
+        workspace.stores.adoptions.hang(inspection_id, "it hung")
+    assert left_behind(workspace) == ["active"]
+
+
 def test_inspection_that_another_process_still_runs_is_waited_for_and_no_outage(ready: Path) -> None:
     """As by a worker that was taken for dead, or that takes long to end after something hung in it."""
     with InspectionService.open(role="server") as service, contextlib.ExitStack() as later:

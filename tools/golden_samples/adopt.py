@@ -70,16 +70,16 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 def adopt_all(
     workspace: Workspace, turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
 ) -> list[Adoption]:
-    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first; and
-    retire what enrolments that hung and were given up left in the bank. turn: held while that of an inspection is enrolled.
+    """Retire what enrolments that hung and were given up left in the bank; then enrol all photos with consent that could not
+    be enrolled at the time (bank in use, disk full), oldest first. turn: held while that of an inspection is enrolled.
     """
+    for photo in workspace.stores.adoptions.abandoned():  # first: an enrolment may fail, or hang
+        with turn(photo.inspection_id):
+            _retire(workspace, photo)
     made = []
     for inspection_id in workspace.stores.adoptions.consented():
         with turn(inspection_id):
             made.append(adopt(workspace, inspection_id))
-    for photo in workspace.stores.adoptions.abandoned():
-        with turn(photo.inspection_id):
-            _retire(workspace, photo)
     return made
 
 
