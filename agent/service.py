@@ -695,9 +695,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         what enrolments that were given up left behind."""
         if not (self.stores.adoptions.consented() or self.stores.adoptions.abandoned()):
             return
-        elsewhere = BusyError("another process enrols them")
-        # an enrolment may take minutes; inspections do not wait for it
-        with suppress(BusyError), self.stores.db.lock("adopt", elsewhere):
+        with suppress(BusyError):  # an enrolment may take minutes; inspections do not wait for it
             adopt_all(self.workspace, self._enrol_now)
 
     @contextmanager

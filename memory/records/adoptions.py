@@ -154,19 +154,22 @@ class AdoptionStore:
                 append(conn, GIVEN_UP, inspection_id, "refdiff", {"inspection_id": inspection_id, "why": why})
         return given_up
 
-    def abandoned(self) -> list[Abandoned]:
-        """Photos whose enrolment hung and was given up, or that were refused after it hung: an enrolment that hangs may have
-        left a golden sample."""
+    def abandoned(self, inspection_id: str | None = None) -> list[Abandoned]:
+        """Photos whose enrolment hung and was given up, or that were refused after it hung, of all inspections, or of one:
+        an enrolment that hangs may have left a golden sample."""
+        found = (
+            select(_I.inspection_id, _I.product, _I.photo)
+            .join(t.approvals, _A.inspection_id == _I.inspection_id)
+            .join(t.learned, _L.inspection_id == _I.inspection_id, isouter=True)
+            .where(
+                _I.photo.is_not(None),
+                _GIVEN_UP | ((_A.hangs > 0) & _L.inspection_id.is_not(None) & _L.golden_id.is_(None)),
+            )
+        )
+        if inspection_id is not None:
+            found = found.where(_I.inspection_id == inspection_id)
         with self._db.connection() as conn:
-            rows = conn.execute(
-                select(_I.inspection_id, _I.product, _I.photo)
-                .join(t.approvals, _A.inspection_id == _I.inspection_id)
-                .join(t.learned, _L.inspection_id == _I.inspection_id, isouter=True)
-                .where(
-                    _I.photo.is_not(None),
-                    _GIVEN_UP | ((_A.hangs > 0) & _L.inspection_id.is_not(None) & _L.golden_id.is_(None)),
-                )
-            ).all()
+            rows = conn.execute(found).all()
         return [Abandoned(*r) for r in rows]
 
     def claimed(self, golden_id: str) -> bool:

@@ -404,6 +404,31 @@ def test_what_was_left_is_retired_before_other_photos_are_enrolled_which_may_fai
         assert workspace.stores.adoptions.consented() == [other]
 
 
+def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolled_after_them(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+
+        @contextlib.contextmanager
+        def turn(inspection_id: str) -> Iterator[None]:
+            if workspace.stores.adoptions.waiting(inspection_id):
+                workspace.stores.adoptions.decide(inspection_id, True, "eve", admin=True)
+                with pytest.raises(BusyError, match="are being enrolled"):
+                    adopt(workspace, inspection_id)
+                seen.append("approved")
+            else:
+                seen.extend(left_behind(workspace))
+            yield
+
+        seen: list[str] = []
+        assert [a.outcome[:8] for a in adopt_all(workspace, turn)] == ["enrolled"]
+        assert seen == ["approved", "active"]
+        assert left_behind(workspace) == ["active"]
+
+
 def left_behind(workspace: Workspace) -> list[str]:
     return [g.status for g in workspace.bank.list("board") if g.source == "disposition"]
 
@@ -414,9 +439,10 @@ def leave_behind(workspace: Workspace, inspection_id: str, monkeypatch: pytest.M
     def ends(*arguments: Any) -> Any:
         raise UnavailableError("the process ends")
 
-    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="the process ends"):
+    with monkeypatch.context() as patch:
         patch.setattr(AdoptionStore, "add", ends)
-        adopt(workspace, inspection_id)
+        with pytest.raises(UnavailableError, match="the process ends"):
+            adopt(workspace, inspection_id)
     for _ in range(2):
         workspace.stores.adoptions.hang(inspection_id, "it hung")
     assert left_behind(workspace) == ["active"]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Abandoned, Adoption
 from refdiff.memory.rows.captures import Capture
-from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.model.errors import BusyError, InputError, UnknownRecordError
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
@@ -26,12 +26,18 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     """Enrol the approved photo of an inspection, once; later calls return the first outcome.
 
     Raises InputError (nobody gave consent or approved it), UnknownRecordError, StorageError, BankBusyError,
-    UnavailableError (also where it was given up meanwhile). The consent stays then, and the call can be repeated.
+    BusyError (another thread or process enrols approved photos), UnavailableError (also where it was given up meanwhile).
+    The consent stays then, and the call can be repeated.
     """
-    stores = workspace.stores
-    known = stores.adoptions.get(inspection_id)
+    known = workspace.stores.adoptions.get(inspection_id)
     if known is not None:
         return known
+    with _alone(workspace):
+        return _adopt(workspace, inspection_id)
+
+
+def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
+    stores = workspace.stores
     record = stores.inspections.get(inspection_id)
     by, source = _consent(workspace, inspection_id)
     approval = stores.adoptions.approval(inspection_id)
@@ -72,19 +78,29 @@ def adopt_all(
 ) -> list[Adoption]:
     """Retire what enrolments that hung and were given up left in the bank; then enrol all photos with consent that could not
     be enrolled at the time (bank in use, disk full), oldest first. turn: held while that of an inspection is enrolled.
+
+    Raises as `adopt`.
     """
-    for photo in workspace.stores.adoptions.abandoned():  # first: an enrolment may fail, or hang
-        with turn(photo.inspection_id):
-            _retire(workspace, photo)
-    made = []
-    for inspection_id in workspace.stores.adoptions.consented():
-        with turn(inspection_id):
-            made.append(adopt(workspace, inspection_id))
+    adoptions, made = workspace.stores.adoptions, []
+    with _alone(workspace):
+        for photo in adoptions.abandoned():  # first: an enrolment may fail, or hang
+            with turn(photo.inspection_id):
+                _retire(workspace, photo)
+        for inspection_id in adoptions.consented():
+            with turn(inspection_id):
+                made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id))
     return made
+
+
+def _alone(workspace: Workspace) -> AbstractContextManager[None]:
+    """So that nobody retires what somebody else puts into use."""
+    return workspace.stores.db.lock("adopt", BusyError("approved photos are being enrolled; try again later"))
 
 
 def _retire(workspace: Workspace, photo: Abandoned) -> None:
     """Retire the golden that an enrolment left behind, unless a person has taken it into use."""
+    if photo not in workspace.stores.adoptions.abandoned(photo.inspection_id):
+        return  # it was approved again meanwhile
     golden = _left_behind(workspace, photo.product, photo.photo)
     if golden is not None and (golden.status == "flagged" or (golden.status == "active" and not golden.note)):
         workspace.bank.set_status(golden.golden_id, "retired", _ABANDONED)
