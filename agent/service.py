@@ -696,7 +696,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         if not (self.stores.adoptions.consented() or self.stores.adoptions.abandoned()):
             return
         with suppress(BusyError):  # an enrolment may take minutes; inspections do not wait for it
-            adopt_all(self.workspace, self._enrol_now)
+            adopt_all(self.workspace, self._enrol_now, self._retire_now)
 
     @contextmanager
     def _enrolment(self, what: str) -> Iterator[WorkProgress]:
@@ -710,14 +710,22 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         finally:
             self._enrol_places.release()
 
+    def _enrol_now(self, inspection_id: str) -> AbstractContextManager[None]:
+        """The turn to enrol the photo of an inspection; raises as `_now`."""
+        what = f"enrolment of the photo of inspection {inspection_id}"
+        return self._now(what, partial(self._give_up_enrolment, inspection_id))
+
+    def _retire_now(self, inspection_id: str) -> AbstractContextManager[None]:
+        """The turn to retire what the enrolment of that photo left; raises as `_now`."""
+        return self._now(f"retiring what the enrolment of the photo of inspection {inspection_id} left")
+
     @contextmanager
-    def _enrol_now(self, inspection_id: str) -> Iterator[None]:
-        """The turn to enrol the photo of an inspection, which can also be done later; BusyError instead of waiting."""
+    def _now(self, what: str, note: Callable[[], None] | None = None) -> Iterator[None]:
+        """The turn of what can also be done later; BusyError instead of waiting. note: see `Work`."""
         if not self._enrolling.acquire(blocking=False):
             raise BusyError("an enrolment or calibration is running")
         try:
-            what = f"enrolment of the photo of inspection {inspection_id}"
-            with self._queue.beside(what, partial(self._give_up_enrolment, inspection_id)):
+            with self._queue.beside(what, note):
                 yield
         finally:
             self._enrolling.release()

@@ -27,6 +27,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work import queue
 from refdiff.agent.work.queue import InspectionQueue
 from refdiff.memory.database import tables as t
+from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.journals.jobs import HUNG, Job
 from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.records.adoptions import AdoptionStore
@@ -402,6 +403,27 @@ def test_what_was_left_is_retired_before_other_photos_are_enrolled_which_may_fai
             adopt_all(workspace)
         assert left_behind(workspace) == ["retired"]
         assert workspace.stores.adoptions.consented() == [other]
+        assert workspace.stores.adoptions.abandoned() == []
+
+
+def test_bank_that_does_not_answer_while_what_was_left_is_retired_is_no_hang_of_the_enrolment(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+    answers = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(GoldenBank, "set_status", lambda *_: answers.wait(WAIT_S))
+        with InspectionService.open() as service:
+            until(lambda: service.hung)
+            what = f"retiring what the enrolment of the photo of inspection {stuck} left"
+            assert service.hung == f"{what} has taken no step for {HANG_S} s (REFDIFF_HANG_S)"
+            until(lambda: service.stores.jobs.hung())
+            assert counted(service.stores, stuck, 2)
+            answers.set()
+            until(lambda: not service._queue._thread.is_alive())
 
 
 def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolled_after_them(
@@ -424,7 +446,7 @@ def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolle
             yield
 
         seen: list[str] = []
-        assert [a.outcome[:8] for a in adopt_all(workspace, turn)] == ["enrolled"]
+        assert [a.outcome[:8] for a in adopt_all(workspace, turn, turn)] == ["enrolled"]
         assert seen == ["approved", "active"]
         assert left_behind(workspace) == ["active"]
 

@@ -74,18 +74,21 @@ def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 
 
 def adopt_all(
-    workspace: Workspace, turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
+    workspace: Workspace,
+    turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext(),
+    retiring: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext(),
 ) -> list[Adoption]:
     """Retire what enrolments that hung and were given up left in the bank; then enrol all photos with consent that could not
-    be enrolled at the time (bank in use, disk full), oldest first. turn: held while that of an inspection is enrolled.
+    be enrolled at the time (bank in use, disk full), oldest first. turn, retiring: held while that of an inspection is
+    enrolled, and while what its enrolment left is retired.
 
     Raises as `adopt`.
     """
     adoptions, made = workspace.stores.adoptions, []
     with _alone(workspace):
         for photo in adoptions.abandoned():  # first: an enrolment may fail, or hang
-            with turn(photo.inspection_id):
-                _retire(workspace, photo)
+            with retiring(photo.inspection_id):
+                _clear(workspace, photo)
         for inspection_id in adoptions.consented():
             with turn(inspection_id):
                 made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id))
@@ -97,13 +100,18 @@ def _alone(workspace: Workspace) -> AbstractContextManager[None]:
     return workspace.stores.db.lock("adopt", BusyError("approved photos are being enrolled; try again later"))
 
 
-def _retire(workspace: Workspace, photo: Abandoned) -> None:
+def _clear(workspace: Workspace, photo: Abandoned) -> None:
+    """Retire the golden that an enrolment which hung left behind."""
+    if photo in workspace.stores.adoptions.abandoned(photo.inspection_id):  # else it was approved again meanwhile
+        _retire_left(workspace, photo.product, photo.photo, _ABANDONED)
+        workspace.stores.adoptions.clear(photo.inspection_id)
+
+
+def _retire_left(workspace: Workspace, product: str, sha256: str, why: str) -> None:
     """Retire the golden that an enrolment left behind, unless a person has taken it into use."""
-    if photo not in workspace.stores.adoptions.abandoned(photo.inspection_id):
-        return  # it was approved again meanwhile
-    golden = _left_behind(workspace, photo.product, photo.photo)
+    golden = _left_behind(workspace, product, sha256)
     if golden is not None and (golden.status == "flagged" or (golden.status == "active" and not golden.note)):
-        workspace.bank.set_status(golden.golden_id, "retired", _ABANDONED)
+        workspace.bank.set_status(golden.golden_id, "retired", why)
 
 
 def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:
