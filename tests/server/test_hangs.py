@@ -426,6 +426,19 @@ def test_bank_that_does_not_answer_while_what_was_left_is_retired_is_no_hang_of_
             until(lambda: not service._queue._thread.is_alive())
 
 
+def test_what_was_left_of_a_photo_that_is_gone_when_it_is_approved_again_is_retired(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+        workspace.stores.adoptions.decide(stuck, True, "eve", admin=True)
+        photo.path.unlink()
+        assert adopt(workspace, stuck).outcome.startswith("refused")
+        assert left_behind(workspace) == ["retired"]
+
+
 def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolled_after_them(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,8 @@ def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     try:
         data = stores.images.get(sha256)
     except (InputError, UnknownRecordError) as e:
+        # nobody comes back to it once it is refused
+        _retire_left(workspace, record.product, sha256, "its photo cannot be read any more, and was refused as a reference")
         return stores.adoptions.add(inspection_id, None, f"refused: {e}")
     capture = _capture(workspace, record.part_id, record.product, sha256)
     result = enroll(
