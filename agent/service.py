@@ -710,23 +710,23 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         finally:
             self._enrol_places.release()
 
-    def _enrol_now(self, inspection_id: str) -> AbstractContextManager[None]:
-        """The turn to enrol the photo of an inspection; raises as `_now`."""
+    def _enrol_now(self, inspection_id: str) -> AbstractContextManager[WorkProgress]:
+        """The turn to enrol the photo of an inspection, to be told of its steps; raises as `_now`."""
         what = f"enrolment of the photo of inspection {inspection_id}"
         return self._now(what, partial(self._give_up_enrolment, inspection_id))
 
-    def _retire_now(self, inspection_id: str) -> AbstractContextManager[None]:
+    def _retire_now(self, inspection_id: str) -> AbstractContextManager[object]:
         """The turn to retire what the enrolment of that photo left; raises as `_now`."""
         return self._now(f"retiring what the enrolment of the photo of inspection {inspection_id} left")
 
     @contextmanager
-    def _now(self, what: str, note: Callable[[], None] | None = None) -> Iterator[None]:
-        """The turn of what can also be done later; BusyError instead of waiting. note: see `Work`."""
+    def _now(self, what: str, note: Callable[[], None] | None = None) -> Iterator[WorkProgress]:
+        """The turn of what can wait, to be told of its steps; BusyError instead of waiting. note: see `Work`."""
         if not self._enrolling.acquire(blocking=False):
             raise BusyError("an enrolment or calibration is running")
         try:
-            with self._queue.beside(what, note):
-                yield
+            with self._queue.beside(what, note) as step:
+                yield lambda *_moved: step()
         finally:
             self._enrolling.release()
 

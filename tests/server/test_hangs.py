@@ -26,6 +26,7 @@ from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work import queue
 from refdiff.agent.work.queue import InspectionQueue
+from refdiff.agent.work.watch import Work
 from refdiff.memory.database import tables as t
 from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.journals.jobs import HUNG, Job
@@ -35,6 +36,7 @@ from refdiff.memory.records.dispositions import Decision
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError
+from refdiff.model.progress import Progress, silent
 from refdiff.server import signals
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import background_fit, fit
@@ -325,6 +327,21 @@ def test_approved_photo_whose_enrolment_hangs_twice_waits_for_people_again_and_h
         assert workspace.stores.audit.verify_store(photos=True).problem is None
 
 
+def test_enrolment_of_an_approved_photo_takes_steps(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, (_, second) = approved("81", "82")
+    photo.mend()
+    step, stepped = Work.step, Counter[str]()
+
+    def counts(work: Work) -> None:
+        stepped[work.what] += 1
+        step(work)
+
+    monkeypatch.setattr(Work, "step", counts)
+    with InspectionService.open() as service:
+        until(lambda: service.stores.adoptions.get(second))
+    assert stepped[f"enrolment of the photo of inspection {second}"] == 1
+
+
 def test_photo_whose_enrolment_was_given_up_and_moves_again_is_no_golden_sample_in_use(ready: Path) -> None:
     photo, (stuck,) = approved("81")
     with Workspace.open(shared=True) as workspace:
@@ -448,7 +465,7 @@ def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolle
         leave_behind(workspace, stuck, monkeypatch)
 
         @contextlib.contextmanager
-        def turn(inspection_id: str) -> Iterator[None]:
+        def turn(inspection_id: str) -> Iterator[Progress]:
             if workspace.stores.adoptions.waiting(inspection_id):
                 workspace.stores.adoptions.decide(inspection_id, True, "eve", admin=True)
                 with pytest.raises(BusyError, match="are being enrolled"):
@@ -456,7 +473,7 @@ def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolle
                 seen.append("approved")
             else:
                 seen.extend(left_behind(workspace))
-            yield
+            yield silent
 
         seen: list[str] = []
         assert [a.outcome[:8] for a in adopt_all(workspace, turn, turn)] == ["enrolled"]

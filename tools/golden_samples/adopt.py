@@ -14,6 +14,7 @@ from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_par
 from refdiff.memory.records.adoptions import Abandoned, Adoption
 from refdiff.memory.rows.captures import Capture
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
@@ -22,8 +23,8 @@ from refdiff.tools.workspace import Workspace
 _ABANDONED = "its enrolment hung and was given up"  # why a golden is retired
 
 
-def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
-    """Enrol the approved photo of an inspection, once; later calls return the first outcome.
+def adopt(workspace: Workspace, inspection_id: str, progress: Progress = silent) -> Adoption:
+    """Enrol the approved photo of an inspection, once; later calls return the first outcome. progress: see `enroll`.
 
     Raises InputError (nobody gave consent or approved it), UnknownRecordError, StorageError, BankBusyError,
     BusyError (another thread or process enrols approved photos), UnavailableError (also where it was given up meanwhile).
@@ -33,10 +34,10 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     if known is not None:
         return known
     with _alone(workspace):
-        return _adopt(workspace, inspection_id)
+        return _adopt(workspace, inspection_id, progress)
 
 
-def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
+def _adopt(workspace: Workspace, inspection_id: str, progress: Progress) -> Adoption:
     stores = workspace.stores
     record = stores.inspections.get(inspection_id)
     by, source = _consent(workspace, inspection_id)
@@ -51,7 +52,9 @@ def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         data = stores.images.get(sha256)
     except (InputError, UnknownRecordError) as e:
         # nobody comes back to it once it is refused
-        _retire_left(workspace, record.product, sha256, "its photo cannot be read any more, and was refused as a reference")
+        _retire_left(
+            workspace, record.product, sha256, "its photo cannot be read any more, and was refused as a reference"
+        )
         return stores.adoptions.add(inspection_id, None, f"refused: {e}")
     capture = _capture(workspace, record.part_id, record.product, sha256)
     result = enroll(
@@ -62,6 +65,7 @@ def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         part_group=group_of_part(record.part_id),
         enrolled_by=by,
         golden_source=source,
+        progress=progress,
     )
     left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
@@ -77,12 +81,12 @@ def _adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 
 def adopt_all(
     workspace: Workspace,
-    turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext(),
-    retiring: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext(),
+    turn: Callable[[str], AbstractContextManager[Progress]] = lambda inspection_id: nullcontext(silent),
+    retiring: Callable[[str], AbstractContextManager[object]] = lambda inspection_id: nullcontext(),
 ) -> list[Adoption]:
     """Retire what enrolments that hung and were given up left in the bank; then enrol all photos with consent that could not
     be enrolled at the time (bank in use, disk full), oldest first. turn, retiring: held while that of an inspection is
-    enrolled, and while what its enrolment left is retired.
+    enrolled, and while what its enrolment left is retired; the first one yields what is told of the steps.
 
     Raises as `adopt`.
     """
@@ -92,8 +96,8 @@ def adopt_all(
             with retiring(photo.inspection_id):
                 _clear(workspace, photo)
         for inspection_id in adoptions.consented():
-            with turn(inspection_id):
-                made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id))
+            with turn(inspection_id) as progress:
+                made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id, progress))
     return made
 
 
