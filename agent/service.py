@@ -45,6 +45,7 @@ from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work.batches import BatchPart, fill
 from refdiff.agent.work.queue import MAX_CRASHES, MAX_CRASHES_ALONE, InspectionQueue, Progress
 from refdiff.agent.work.received import file_received
+from refdiff.agent.work.watch import aside
 from refdiff.memory.golden_bank.golden import IN_USE, Golden, GoldenStatus
 from refdiff.memory.journals.batches import Batch
 from refdiff.memory.journals.jobs import CRASHED, PERSON, Job, JobState
@@ -694,10 +695,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         what enrolments that were given up left behind."""
         if not (self.stores.adoptions.consented() or self.stores.adoptions.abandoned()):
             return
-        elsewhere = BusyError("another process enrols them")
-        # an enrolment may take minutes; inspections do not wait for it
-        with suppress(BusyError), self.stores.db.lock("adopt", elsewhere):
-            adopt_all(self.workspace, self._enrol_now)
+        with suppress(BusyError):  # an enrolment may take minutes; inspections do not wait for it
+            adopt_all(self.workspace, self._enrol_now, self._retire_now)
 
     @contextmanager
     def _enrolment(self, what: str) -> Iterator[WorkProgress]:
@@ -711,15 +710,23 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         finally:
             self._enrol_places.release()
 
+    def _enrol_now(self, inspection_id: str) -> AbstractContextManager[WorkProgress]:
+        """The turn to enrol the photo of an inspection, to be told of its steps; raises as `_now`."""
+        what = f"enrolment of the photo of inspection {inspection_id}"
+        return self._now(what, partial(self._give_up_enrolment, inspection_id))
+
+    def _retire_now(self, inspection_id: str) -> AbstractContextManager[object]:
+        """The turn to retire what the enrolment of that photo left; raises as `_now`."""
+        return self._now(f"retiring what the enrolment of the photo of inspection {inspection_id} left")
+
     @contextmanager
-    def _enrol_now(self, inspection_id: str) -> Iterator[None]:
-        """The turn to enrol the photo of an inspection, which can also be done later; BusyError instead of waiting."""
+    def _now(self, what: str, note: Callable[[], None] | None = None) -> Iterator[WorkProgress]:
+        """The turn of what can wait, to be told of its steps; BusyError instead of waiting. note: see `Work`."""
         if not self._enrolling.acquire(blocking=False):
             raise BusyError("an enrolment or calibration is running")
         try:
-            what = f"enrolment of the photo of inspection {inspection_id}"
-            with self._queue.beside(what, partial(self._give_up_enrolment, inspection_id)):
-                yield
+            with self._queue.beside(what, note) as step:
+                yield lambda *_moved: step()
         finally:
             self._enrolling.release()
 
@@ -729,13 +736,13 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             f"its enrolment hung twice, taking no step for {self.settings.longest_step_s:g} s (REFDIFF_HANG_S), the second "
             f"time in {self.worker}, whose log says where"
         )
+        said = f"the enrolment of the photo of inspection {inspection_id} is tried again once"
         if self.stores.adoptions.hang(inspection_id, why):
-            log.error(
-                "the photo of inspection %s is given up: %s. Once that is mended, approve it again: "
-                "refdiff review %s --approve-reference", inspection_id, why, inspection_id,
-            )  # fmt: skip
-        else:
-            log.error("the enrolment of the photo of inspection %s is tried again once", inspection_id)
+            said = (
+                f"the photo of inspection {inspection_id} is given up: {why}. Once that is mended, approve it again: "
+                f"refdiff review {inspection_id} --approve-reference"
+            )
+        aside(lambda: log.error("%s", said))
 
     def _known(self, origin: str, digest: str | None, lasts: timedelta | None) -> Job | None:
         """The job of that origin. Raises InputError if it was another request."""

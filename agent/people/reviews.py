@@ -14,6 +14,7 @@ from refdiff.memory.records.dispositions import Decision, Disposition, Judgement
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.files import outage
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.golden_samples.adopt import adopt
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reviews:
-    """turn: held while the photo of an inspection is enrolled; may raise UnavailableError."""
+    """turn: held while the photo of an inspection is enrolled, and yields what is told of its steps; may raise
+    UnavailableError."""
 
     inspector: Inspector
-    turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
+    turn: Callable[[str], AbstractContextManager[Progress]] = lambda inspection_id: nullcontext(silent)
 
     def dispose(
         self,
@@ -100,8 +102,8 @@ class Reviews:
 
     def _adopt(self, inspection_id: str) -> None:
         try:
-            with self.turn(inspection_id):
-                adopt(self.inspector.workspace, inspection_id)
+            with self.turn(inspection_id) as progress:
+                adopt(self.inspector.workspace, inspection_id, progress)
         except Exception as e:
             if (lacking := outage(e)) is None:
                 raise

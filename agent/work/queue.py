@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from refdiff.agent.events import AgentEvent
-from refdiff.agent.work.watch import HANG_S, Watch, Work
+from refdiff.agent.work.watch import HANG_S, Watch, Work, aside
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import HUNG, LEASE_S, Job, JobState, JobStore
 from refdiff.model.errors import BusyError, ElsewhereError, RefDiffError, UnavailableError
@@ -512,9 +512,8 @@ class InspectionQueue:
         state = self._jobs.hang(
             inspection_id, self.worker, {"type": HUNG, "message": message, "exit_code": RefDiffError.exit_code}
         )
-        log.error("inspection %s %s", inspection_id, {
-            "queued": "is tried again once, behind all that wait", "failed": f"is {message}",
-        }.get(state or "", "had been taken over"))  # fmt: skip
+        said = {"queued": "is tried again once, behind all that wait", "failed": f"is {message}"}
+        aside(lambda: log.error("inspection %s %s", inspection_id, said.get(state or "", "had been taken over")))
         if state == "failed":
             self.finished["failed"] += 1
             self._report(inspection_id, "failed", message, "failed")

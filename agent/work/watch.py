@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         """hang_s: how long work may take for one step. on_hang: called once, for the first that hangs, in the thread that
         watches."""
         self._hang_s, self._on_hang = hang_s, on_hang
-        self.hanging: Work | None = None
         self.hung: str | None = None  # what hangs, in words: this process should end
+        self.hanging: Work | None = None
         self._watched: list[Work] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -88,13 +89,20 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
             for work in tuple(self._watched):
                 work.silent_s += passed
                 if work.silent_s > self._hang_s:
+                    hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
+                    self.hung = hung  # first: who knows `hanging` may ask for it
                     self.hanging = work
-                    self.hung = self._told(work)
-                    self._on_hang(work)
+                    try:
+                        aside(partial(_tell, hung, work))
+                    finally:
+                        self._on_hang(work)
                     return
 
-    def _told(self, work: Work) -> str:
-        """Log that work hangs, and where; what hangs, in words."""
-        hung = f"{work.what} has taken no step for {self._hang_s:g} s (REFDIFF_HANG_S)"
-        log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", hung, work.place())
-        return hung
+
+def _tell(hung: str, work: Work) -> None:
+    log.error("%s: it hangs, and this process should end. Its thread is at:\n%s", hung, work.place())
+
+
+def aside(tells: Callable[[], None]) -> None:
+    """Log in a thread of its own: what hangs may hold the lock of a log, and whoever logs then waits for good."""
+    threading.Thread(target=tells, name="log of what hangs", daemon=True).start()

@@ -178,6 +178,7 @@ approvals = _table(
     _text("note"),
     _text("created_at"),
     _count("hangs", server_default=text("0")),  # how often the enrolment of the photo took no step for too long
+    _yes("cleared"),  # what it left among the golden samples since it hung last
 )
 frames = _table(  # derived, made again if lost
     "frames",

@@ -134,12 +134,13 @@ class AdoptionStore:
         golden_id: None if the photo was refused. outcome: in words. Raises UnavailableError if it was given up meanwhile.
         """
         with self._db.transaction() as conn:
-            if _is_given_up(conn, inspection_id):
-                raise UnavailableError(
-                    f"inspection {inspection_id}: the enrolment of its photo hung and was given up; once that is mended, "
-                    f"`refdiff review {inspection_id} --approve-reference` tries it again"
-                )
-            return _learned(conn, inspection_id, golden_id, outcome)
+            if not _is_given_up(conn, inspection_id):
+                return _learned(conn, inspection_id, golden_id, outcome)
+            _update(conn, inspection_id, cleared=False)  # it may have been enrolled only now
+        raise UnavailableError(
+            f"inspection {inspection_id}: the enrolment of its photo hung and was given up; once that is mended, "
+            f"`refdiff review {inspection_id} --approve-reference` tries it again"
+        )
 
     def hang(self, inspection_id: str, why: str) -> bool:
         """Count that the enrolment of an approved photo hung. The second time it is given up, and waits for people again.
@@ -147,27 +148,36 @@ class AdoptionStore:
         why: for the audit trail. Returns whether it is given up.
         """
         with self._db.transaction() as conn:
-            mine = _A.inspection_id == inspection_id
-            conn.execute(update(t.approvals).where(mine).values(hangs=_A.hangs + 1))
+            _update(conn, inspection_id, hangs=_A.hangs + 1, cleared=False)
             given_up = _is_given_up(conn, inspection_id)
-            if given_up and conn.scalar(select(_A.hangs).where(mine)) == MAX_HANGS:
+            hangs = conn.scalar(select(_A.hangs).where(_A.inspection_id == inspection_id))
+            if given_up and hangs == MAX_HANGS:
                 append(conn, GIVEN_UP, inspection_id, "refdiff", {"inspection_id": inspection_id, "why": why})
         return given_up
 
-    def abandoned(self) -> list[Abandoned]:
-        """Photos whose enrolment hung and was given up, or that were refused after it hung: an enrolment that hangs may have
-        left a golden sample."""
+    def abandoned(self, inspection_id: str | None = None) -> list[Abandoned]:
+        """Photos whose enrolment hung and was given up, or that were refused after it hung, of all inspections, or of one:
+        an enrolment that hangs may have left a golden sample."""
+        found = (
+            select(_I.inspection_id, _I.product, _I.photo)
+            .join(t.approvals, _A.inspection_id == _I.inspection_id)
+            .join(t.learned, _L.inspection_id == _I.inspection_id, isouter=True)
+            .where(
+                _I.photo.is_not(None),
+                ~_A.cleared,
+                _GIVEN_UP | ((_A.hangs > 0) & _L.inspection_id.is_not(None) & _L.golden_id.is_(None)),
+            )
+        )
+        if inspection_id is not None:
+            found = found.where(_I.inspection_id == inspection_id)
         with self._db.connection() as conn:
-            rows = conn.execute(
-                select(_I.inspection_id, _I.product, _I.photo)
-                .join(t.approvals, _A.inspection_id == _I.inspection_id)
-                .join(t.learned, _L.inspection_id == _I.inspection_id, isouter=True)
-                .where(
-                    _I.photo.is_not(None),
-                    _GIVEN_UP | ((_A.hangs > 0) & _L.inspection_id.is_not(None) & _L.golden_id.is_(None)),
-                )
-            ).all()
+            rows = conn.execute(found).all()
         return [Abandoned(*r) for r in rows]
+
+    def clear(self, inspection_id: str) -> None:
+        """Note that its enrolment, which hung, has left no golden sample in use. Nothing of it may run."""
+        with self._db.transaction() as conn:
+            _update(conn, inspection_id, cleared=True)
 
     def claimed(self, golden_id: str) -> bool:
         """Whether that golden is the recorded outcome of an adoption request."""
@@ -257,7 +267,7 @@ class AdoptionStore:
             if again:
                 append(conn, DECIDED_AGAIN, inspection_id, by, asdict(made))
                 if approved:
-                    conn.execute(update(t.approvals).where(_A.inspection_id == inspection_id).values(hangs=0))
+                    _update(conn, inspection_id, hangs=0, cleared=False)
             else:
                 conn.execute(insert(t.approvals), vars(made))
                 append(conn, APPROVAL, inspection_id, by, asdict(made))
@@ -317,6 +327,10 @@ class AdoptionStore:
 def _beyond_limits(report: str) -> list[dict[str, Any]]:
     """The findings of a report that are not within the limits of the specification."""
     return [f for f in json.loads(report).get("findings", []) if not f.get("within_limits")]
+
+
+def _update(conn: Connection, inspection_id: str, **to: Any) -> None:
+    conn.execute(update(t.approvals).where(_A.inspection_id == inspection_id).values(**to))
 
 
 def _is_given_up(conn: Connection, inspection_id: str) -> bool:

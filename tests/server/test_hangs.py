@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,13 +25,18 @@ from sqlalchemy import select
 from refdiff.agent.service import InspectionService
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work import queue
+from refdiff.agent.work.queue import InspectionQueue
+from refdiff.agent.work.watch import Work
 from refdiff.memory.database import tables as t
+from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.journals.jobs import HUNG, Job
 from refdiff.memory.photos.image_store import FolderImages
 from refdiff.memory.records.adoptions import AdoptionStore
 from refdiff.memory.records.dispositions import Decision
+from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, UnavailableError
+from refdiff.model.progress import Progress, silent
 from refdiff.server import signals
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import background_fit, fit
@@ -321,6 +327,21 @@ def test_approved_photo_whose_enrolment_hangs_twice_waits_for_people_again_and_h
         assert workspace.stores.audit.verify_store(photos=True).problem is None
 
 
+def test_enrolment_of_an_approved_photo_takes_steps(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, (_, second) = approved("81", "82")
+    photo.mend()
+    step, stepped = Work.step, Counter[str]()
+
+    def counts(work: Work) -> None:
+        stepped[work.what] += 1
+        step(work)
+
+    monkeypatch.setattr(Work, "step", counts)
+    with InspectionService.open() as service:
+        until(lambda: service.stores.adoptions.get(second))
+    assert stepped[f"enrolment of the photo of inspection {second}"] == 1
+
+
 def test_photo_whose_enrolment_was_given_up_and_moves_again_is_no_golden_sample_in_use(ready: Path) -> None:
     photo, (stuck,) = approved("81")
     with Workspace.open(shared=True) as workspace:
@@ -378,6 +399,105 @@ def test_golden_sample_of_an_enrolment_that_hangs_at_its_end_is_retired_until_it
         until(lambda: service.stores.adoptions.get(stuck))
         assert left(service) == ["active"]
         assert service.stores.audit.verify_store(photos=True).problem is None
+
+
+def test_what_was_left_is_retired_before_other_photos_are_enrolled_which_may_fail(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck, other) = approved("81", "82")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+        get = workspace.stores.images.get
+
+        def unanswered(sha256: str) -> bytes:
+            if sha256 == workspace.stores.captures.history("82")[0].sha256:
+                raise UnavailableError("the share does not answer")
+            return get(sha256)
+
+        monkeypatch.setattr(workspace.stores.images, "get", unanswered)
+        with pytest.raises(UnavailableError, match="the share"):
+            adopt_all(workspace)
+        assert left_behind(workspace) == ["retired"]
+        assert workspace.stores.adoptions.consented() == [other]
+        assert workspace.stores.adoptions.abandoned() == []
+
+
+def test_bank_that_does_not_answer_while_what_was_left_is_retired_is_no_hang_of_the_enrolment(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+    answers = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(GoldenBank, "set_status", lambda *_: answers.wait(WAIT_S))
+        with InspectionService.open() as service:
+            until(lambda: service.hung)
+            what = f"retiring what the enrolment of the photo of inspection {stuck} left"
+            assert service.hung == f"{what} has taken no step for {HANG_S} s (REFDIFF_HANG_S)"
+            until(lambda: service.stores.jobs.hung())
+            assert counted(service.stores, stuck, 2)
+            answers.set()
+            until(lambda: not service._queue._thread.is_alive())
+
+
+def test_what_was_left_of_a_photo_that_is_gone_when_it_is_approved_again_is_retired(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+        workspace.stores.adoptions.decide(stuck, True, "eve", admin=True)
+        photo.path.unlink()
+        assert adopt(workspace, stuck).outcome.startswith("refused")
+        assert left_behind(workspace) == ["retired"]
+
+
+def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolled_after_them(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck,) = approved("81")
+    photo.mend()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+
+        @contextlib.contextmanager
+        def turn(inspection_id: str) -> Iterator[Progress]:
+            if workspace.stores.adoptions.waiting(inspection_id):
+                workspace.stores.adoptions.decide(inspection_id, True, "eve", admin=True)
+                with pytest.raises(BusyError, match="are being enrolled"):
+                    adopt(workspace, inspection_id)
+                seen.append("approved")
+            else:
+                seen.extend(left_behind(workspace))
+            yield silent
+
+        seen: list[str] = []
+        assert [a.outcome[:8] for a in adopt_all(workspace, turn, turn)] == ["enrolled"]
+        assert seen == ["approved", "active"]
+        assert left_behind(workspace) == ["active"]
+
+
+def left_behind(workspace: Workspace) -> list[str]:
+    return [g.status for g in workspace.bank.list("board") if g.source == "disposition"]
+
+
+def leave_behind(workspace: Workspace, inspection_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an enrolment leaves that hangs at its end, and is given up."""
+
+    def ends(*arguments: Any) -> Any:
+        raise UnavailableError("the process ends")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdoptionStore, "add", ends)
+        with pytest.raises(UnavailableError, match="the process ends"):
+            adopt(workspace, inspection_id)
+    for _ in range(2):
+        workspace.stores.adoptions.hang(inspection_id, "it hung")
+    assert left_behind(workspace) == ["active"]
 
 
 def test_inspection_that_another_process_still_runs_is_waited_for_and_no_outage(ready: Path) -> None:
@@ -555,6 +675,37 @@ print("done")
     process.send_signal(signal.SIGCONT)
     assert process.stdout.readline() == "that hung\n"
     assert process.communicate(timeout=WAIT_S)[0] == "done\n"
+
+
+def test_what_hangs_in_the_midst_of_a_log_write_is_known_and_recorded_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the stream of the log is a pipe that nobody reads: the thread that writes holds the handler's lock."""
+    answers = threading.Event()
+
+    class Unread(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            answers.wait(WAIT_S)
+
+    def inspect(job: Job) -> str:
+        logging.getLogger("refdiff").warning("this is never read")
+        return "PASS"
+
+    unread, ours = Unread(), logging.getLogger("refdiff")
+    with Stores.open(MemorySettings(home=tmp_path / "home")) as stores:
+        job, _ = stores.jobs.add("insp-1", {"part_id": "1"}, None, 10)
+        hanging = InspectionQueue(stores.jobs, inspect, hang_s=1.0)
+        ours.addHandler(unread)
+        try:
+            hanging.start()
+            until(lambda: hanging.hung, 20)
+            until(lambda: stores.jobs.hung() == hanging.hung, 20)
+            assert stores.jobs.get(job.inspection_id).state == "queued"
+        finally:
+            answers.set()
+            ours.removeHandler(unread)
+            hanging.stop()
+    until(lambda: "is tried again once" in caplog.text and "Its thread is at" in caplog.text, 20)
 
 
 def test_endpoint_may_take_as_long_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

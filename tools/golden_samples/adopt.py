@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Abandoned, Adoption
 from refdiff.memory.rows.captures import Capture
-from refdiff.model.errors import InputError, UnknownRecordError
+from refdiff.model.errors import BusyError, InputError, UnknownRecordError
+from refdiff.model.progress import Progress, silent
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
@@ -22,16 +23,22 @@ from refdiff.tools.workspace import Workspace
 _ABANDONED = "its enrolment hung and was given up"  # why a golden is retired
 
 
-def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
-    """Enrol the approved photo of an inspection, once; later calls return the first outcome.
+def adopt(workspace: Workspace, inspection_id: str, progress: Progress = silent) -> Adoption:
+    """Enrol the approved photo of an inspection, once; later calls return the first outcome. progress: see `enroll`.
 
     Raises InputError (nobody gave consent or approved it), UnknownRecordError, StorageError, BankBusyError,
-    UnavailableError (also where it was given up meanwhile). The consent stays then, and the call can be repeated.
+    BusyError (another thread or process enrols approved photos), UnavailableError (also where it was given up meanwhile).
+    The consent stays then, and the call can be repeated.
     """
-    stores = workspace.stores
-    known = stores.adoptions.get(inspection_id)
+    known = workspace.stores.adoptions.get(inspection_id)
     if known is not None:
         return known
+    with _alone(workspace):
+        return _adopt(workspace, inspection_id, progress)
+
+
+def _adopt(workspace: Workspace, inspection_id: str, progress: Progress) -> Adoption:
+    stores = workspace.stores
     record = stores.inspections.get(inspection_id)
     by, source = _consent(workspace, inspection_id)
     approval = stores.adoptions.approval(inspection_id)
@@ -44,6 +51,10 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
     try:
         data = stores.images.get(sha256)
     except (InputError, UnknownRecordError) as e:
+        # nobody comes back to it once it is refused
+        _retire_left(
+            workspace, record.product, sha256, "its photo cannot be read any more, and was refused as a reference"
+        )
         return stores.adoptions.add(inspection_id, None, f"refused: {e}")
     capture = _capture(workspace, record.part_id, record.product, sha256)
     result = enroll(
@@ -54,6 +65,7 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
         part_group=group_of_part(record.part_id),
         enrolled_by=by,
         golden_source=source,
+        progress=progress,
     )
     left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
@@ -68,26 +80,44 @@ def adopt(workspace: Workspace, inspection_id: str) -> Adoption:
 
 
 def adopt_all(
-    workspace: Workspace, turn: Callable[[str], AbstractContextManager[None]] = lambda inspection_id: nullcontext()
+    workspace: Workspace,
+    turn: Callable[[str], AbstractContextManager[Progress]] = lambda inspection_id: nullcontext(silent),
+    retiring: Callable[[str], AbstractContextManager[object]] = lambda inspection_id: nullcontext(),
 ) -> list[Adoption]:
-    """Enrol all photos with consent that could not be enrolled at the time (bank in use, disk full), oldest first; and
-    retire what enrolments that hung and were given up left in the bank. turn: held while that of an inspection is enrolled.
+    """Retire what enrolments that hung and were given up left in the bank; then enrol all photos with consent that could not
+    be enrolled at the time (bank in use, disk full), oldest first. turn, retiring: held while that of an inspection is
+    enrolled, and while what its enrolment left is retired; the first one yields what is told of the steps.
+
+    Raises as `adopt`.
     """
-    made = []
-    for inspection_id in workspace.stores.adoptions.consented():
-        with turn(inspection_id):
-            made.append(adopt(workspace, inspection_id))
-    for photo in workspace.stores.adoptions.abandoned():
-        with turn(photo.inspection_id):
-            _retire(workspace, photo)
+    adoptions, made = workspace.stores.adoptions, []
+    with _alone(workspace):
+        for photo in adoptions.abandoned():  # first: an enrolment may fail, or hang
+            with retiring(photo.inspection_id):
+                _clear(workspace, photo)
+        for inspection_id in adoptions.consented():
+            with turn(inspection_id) as progress:
+                made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id, progress))
     return made
 
 
-def _retire(workspace: Workspace, photo: Abandoned) -> None:
+def _alone(workspace: Workspace) -> AbstractContextManager[None]:
+    """So that nobody retires what somebody else puts into use."""
+    return workspace.stores.db.lock("adopt", BusyError("approved photos are being enrolled; try again later"))
+
+
+def _clear(workspace: Workspace, photo: Abandoned) -> None:
+    """Retire the golden that an enrolment which hung left behind."""
+    if photo in workspace.stores.adoptions.abandoned(photo.inspection_id):  # else it was approved again meanwhile
+        _retire_left(workspace, photo.product, photo.photo, _ABANDONED)
+        workspace.stores.adoptions.clear(photo.inspection_id)
+
+
+def _retire_left(workspace: Workspace, product: str, sha256: str, why: str) -> None:
     """Retire the golden that an enrolment left behind, unless a person has taken it into use."""
-    golden = _left_behind(workspace, photo.product, photo.photo)
+    golden = _left_behind(workspace, product, sha256)
     if golden is not None and (golden.status == "flagged" or (golden.status == "active" and not golden.note)):
-        workspace.bank.set_status(golden.golden_id, "retired", _ABANDONED)
+        workspace.bank.set_status(golden.golden_id, "retired", why)
 
 
 def _consent(workspace: Workspace, inspection_id: str) -> tuple[str, GoldenSource]:
