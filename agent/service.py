@@ -695,8 +695,10 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         what enrolments that were given up left behind."""
         if not (self.stores.adoptions.consented() or self.stores.adoptions.abandoned()):
             return
-        with suppress(BusyError):  # an enrolment may take minutes; inspections do not wait for it
+        try:
             adopt_all(self.workspace, self._enrol_now, self._retire_now)
+        except BusyError as e:  # an enrolment may take minutes; inspections do not wait for it
+            log.info("approved photos wait for their enrolment: %s", e)
 
     @contextmanager
     def _enrolment(self, what: str) -> Iterator[WorkProgress]:

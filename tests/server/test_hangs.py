@@ -457,6 +457,22 @@ def test_what_was_left_of_a_photo_that_is_gone_when_it_is_approved_again_is_reti
         assert left_behind(workspace) == ["retired"]
 
 
+def test_photo_that_was_lost_and_is_sent_again_becomes_a_golden_sample_in_use(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, (stuck, again) = approved("81", "81")
+    photo.mend()
+    data = photo.path.read_bytes()
+    with Workspace.open(shared=True) as workspace:
+        leave_behind(workspace, stuck, monkeypatch)
+        workspace.stores.adoptions.decide(stuck, True, "eve", admin=True)
+        photo.path.unlink()
+        assert adopt(workspace, stuck).outcome.startswith("refused")
+        photo.path.write_bytes(data)
+        assert adopt(workspace, again).outcome.startswith("enrolled")
+        assert left_behind(workspace) != ["retired"]
+
+
 def test_what_is_approved_again_while_others_enrol_is_not_retired_and_is_enrolled_after_them(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

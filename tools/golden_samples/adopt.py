@@ -20,7 +20,9 @@ from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
 
-_ABANDONED = "its enrolment hung and was given up"  # why a golden is retired
+# why a golden is retired
+_ABANDONED = "its enrolment hung and was given up"
+_UNREADABLE = "its photo cannot be read any more, and was refused as a reference"
 
 
 def adopt(workspace: Workspace, inspection_id: str, progress: Progress = silent) -> Adoption:
@@ -52,9 +54,7 @@ def _adopt(workspace: Workspace, inspection_id: str, progress: Progress) -> Adop
         data = stores.images.get(sha256)
     except (InputError, UnknownRecordError) as e:
         # nobody comes back to it once it is refused
-        _retire_left(
-            workspace, record.product, sha256, "its photo cannot be read any more, and was refused as a reference"
-        )
+        _retire_left(workspace, record.product, sha256, _UNREADABLE)
         return stores.adoptions.add(inspection_id, None, f"refused: {e}")
     capture = _capture(workspace, record.part_id, record.product, sha256)
     result = enroll(
@@ -70,7 +70,7 @@ def _adopt(workspace: Workspace, inspection_id: str, progress: Progress) -> Adop
     left = None if result.added else _left_behind(workspace, record.product, sha256)
     if result.added or left:
         golden = left or result.added[0]
-        if (golden.status, golden.note) == ("retired", _ABANDONED):
+        if golden.status == "retired" and golden.note in (_ABANDONED, _UNREADABLE):
             workspace.bank.set_status(golden.golden_id, "active")
         flagged = flag_outliers(workspace, record.product, [left.golden_id]) if left else result.flagged
         odd = "; flagged because it is unlike the others" if flagged else ""
