@@ -26,6 +26,7 @@ from refdiff.model.training.pairs import Photo, Source, read_mask
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
+_SAME_TILE = 200  # photos of one tile are at most so far apart in number (most 10 to 40; tiles lie hundreds apart)
 _TILE_TYPES: Mapping[str, DefectType] = {
     "blowhole": "hole",
     "break": "chip",
@@ -76,21 +77,29 @@ def list_aliens(data: Path) -> list[Listed]:
 
 
 def list_magnetic_tile(data: Path) -> list[Listed]:
-    """Tiles; photos of one number are one group.
-
-    Numbers that follow each other within 100 are photos of one tile, too, so the halves share their tiles. Groups stay as
-    they are until the networks are trained anew: otherwise photos that these were trained on would count as held out.
-    """
+    """Tiles. A group holds the photos of one tile: it was taken several times in a row, and its photos have near numbers."""
     root = _folder(data, "magnetic_tile", "MT_Free/Imgs, MT_Crack/Imgs, ...")
-    found = []
+    photos = []
     for folder in sorted(root.glob("MT_*")):
         kind = "good" if folder.name == "MT_Free" else folder.name.removeprefix("MT_").lower()
-        for path in sorted((folder / "Imgs").glob("*.jpg")):
-            number = re.search(r"num_(\d+)", path.stem)
-            mask = path.with_suffix(".png")
-            marked = kind != "good" and mask.is_file() and bool(defect_pixels(mask, False).any())
-            found.append(Listed(path, kind, number.group(1) if number else path.stem, mask if marked else None))
+        photos += [(path, kind, _number(path)) for path in sorted((folder / "Imgs").glob("*.jpg"))]
+    tiles: dict[int | None, str] = {}
+    numbers = sorted(n for _, _, n in photos if n is not None)
+    for before, number in zip([None, *numbers], numbers, strict=False):
+        same = before is not None and number - before < _SAME_TILE
+        tiles[number] = tiles[before] if same else str(number)
+    found = []
+    for path, kind, number in photos:
+        mask = path.with_suffix(".png")
+        marked = kind != "good" and mask.is_file() and bool(defect_pixels(mask, False).any())
+        found.append(Listed(path, kind, tiles.get(number, path.stem), mask if marked else None))
     return found
+
+
+def _number(path: Path) -> int | None:
+    """`exp1_num_461.jpg` is photo 461."""
+    found = re.search(r"num_(\d+)", path.stem)
+    return int(found.group(1)) if found else None
 
 
 def list_piped(data: Path) -> dict[str, list[Listed]]:
