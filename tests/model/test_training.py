@@ -32,7 +32,7 @@ from refdiff.model.training.pairs import (
     rendered_pair,
 )
 from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
-from refdiff.model.training.sources import UNSEEN, customer_sources, held_out
+from refdiff.model.training.sources import UNSEEN, customer_sources, held_out, list_magnetic_tile
 from refdiff.server.cli.invocation import begin
 from refdiff.server.cli.main import app
 
@@ -118,6 +118,21 @@ def test_half_of_the_things_and_all_unseen_products_are_held_out() -> None:
     assert kept == [held_out("elpv_mono", g) for g in groups]
     assert 150 < sum(kept) < 250
     assert all(held_out(p, g) for p in UNSEEN for g in groups)
+
+
+def test_photos_of_one_magnetic_tile_are_one_group_whatever_is_wrong_with_it(tmp_path: Path) -> None:
+    root = tmp_path / "magnetic_tile"
+    for kind, numbers in {"Free": (461, 524, 1012, 1810), "Crack": (743,), "Blowhole": (1836, 99)}.items():
+        folder = root / f"MT_{kind}" / "Imgs"
+        folder.mkdir(parents=True)
+        for number in numbers:
+            (folder / f"exp1_num_{number}.jpg").write_bytes(b"")
+    (root / "MT_Free" / "Imgs" / "unnumbered.jpg").write_bytes(b"")
+    groups: dict[str, list[str]] = {}
+    for listed in list_magnetic_tile(tmp_path):
+        groups.setdefault(listed.group, []).append(listed.path.stem.removeprefix("exp1_num_"))
+    tiles = {"99"}, {"461", "524"}, {"743"}, {"1012"}, {"1810", "1836"}, {"unnumbered"}
+    assert {frozenset(g) for g in groups.values()} == {frozenset(t) for t in tiles}
 
 
 def test_broken_off_piece_changes_the_masked_pixels() -> None:
