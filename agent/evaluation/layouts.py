@@ -149,23 +149,7 @@ def read_mvtec(root: Path) -> DataSet:
             f"call it good (or {', '.join(sorted(w for w in _GOOD_WORDS if w.isalpha() and w != 'good'))}); "
             "without good test images make an empty folder test/good"
         )
-    samples: list[Sample] = []
-    for folder in kinds:
-        images = _images(folder, notes)
-        is_good = folder in good
-        keys = [_key(path, folder) for path in images]
-        masks = {} if is_good else _masks(root / "ground_truth", folder.name, set(keys), notes)
-        for path, key in zip(images, keys, strict=True):
-            samples.append(
-                Sample(
-                    path=path,
-                    name=path.relative_to(root).as_posix(),
-                    id=f"{folder.name}_{key.replace('/', '_')}",
-                    defective=not is_good,
-                    kind="good" if is_good else folder.name,
-                    masks=masks.get(key, ()),
-                )
-            )
+    samples = _samples(root, kinds, good, notes)
     if not samples:
         raise InputError(f"{root}: no images in test/<good|defect>/; found {_listing(root / 'test')}")
     notes += _unread(root, kinds)
@@ -186,6 +170,18 @@ def read_mvtec(root: Path) -> DataSet:
         test=tuple(samples),
         notes=tuple(notes),
     )
+
+
+def read_parts(root: Path) -> tuple[list[Path], list[Sample], list[str]]:
+    """What a network learns from in the `mvtec` layout: images of `train/good`, defective ones of `test`, which may be
+    missing, and notes on what was left out. A folder without `train` and `test` holds good ones only."""
+    notes: list[str] = []
+    if not (root / "train").is_dir() and not (root / "test").is_dir():
+        return _images(root, notes), [], notes
+    train = [path for folder in _good_folders(root / "train") for path in _images(folder, notes)]
+    kinds, good = _folders(root / "test"), _good_folders(root / "test")
+    bad = _samples(root, [k for k in kinds if k not in good], [], notes)
+    return train, bad, notes + _unread(root, kinds)
 
 
 def read_pairs(root: Path) -> DataSet:
@@ -334,6 +330,28 @@ def _images(folder: Path, notes: list[str]) -> list[Path]:
         notes.append(f"{where}: skipped {len(others)} files that are not images; {left_out(others)}")
     notes += [f"{refusal.path}: {refusal.reason}" for refusal in refused]
     return images
+
+
+def _samples(root: Path, kinds: Sequence[Path], good: Sequence[Path], notes: list[str]) -> list[Sample]:
+    """The images of folders of `test`, those of defects with their masks."""
+    samples = []
+    for folder in kinds:
+        images = _images(folder, notes)
+        is_good = folder in good
+        keys = [_key(path, folder) for path in images]
+        masks = {} if is_good else _masks(root / "ground_truth", folder.name, set(keys), notes)
+        for path, key in zip(images, keys, strict=True):
+            samples.append(
+                Sample(
+                    path=path,
+                    name=path.relative_to(root).as_posix(),
+                    id=f"{folder.name}_{key.replace('/', '_')}",
+                    defective=not is_good,
+                    kind="good" if is_good else folder.name,
+                    masks=masks.get(key, ()),
+                )
+            )
+    return samples
 
 
 def _key(path: Path, folder: Path) -> str:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool
@@ -43,7 +42,7 @@ from refdiff.model.images import Box, decode_image, encode_png
 from refdiff.model.progress import Progress, silent
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.photo_pairs import add_defect, foreground_of
-from refdiff.model.training.pairs import Photo, Source
+from refdiff.model.training.pairs import Photo, Source, read_mask
 from refdiff.tools.context import ToolContext
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
@@ -234,7 +233,7 @@ def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defecti
         kind = _RENAMED.get(photo.type or "", photo.type or "")
         known = kind if kind in DEFECT_TYPES else UNKNOWN
         data = photo.path.read_bytes()
-        return Truth(True, known if photo.mask else UNKNOWN, _mask(photo, data)), data
+        return Truth(True, known if photo.masks else UNKNOWN, _mask(photo, data)), data
     image = decode_image(rng.choice(good).path.read_bytes(), name="photo")
     numbers = np.random.default_rng(rng.randrange(2**31))
     for _ in range(20):
@@ -245,12 +244,7 @@ def _photo(source: Source, good: Sequence[Photo], rng: random.Random, *, defecti
 
 
 def _mask(photo: Photo, data: bytes) -> np.ndarray | None:
-    if photo.mask is None:
-        return None
-    size = decode_image(data, name=str(photo.path)).shape[:2]
-    grey = cv2.cvtColor(decode_image(photo.mask.read_bytes(), name=str(photo.mask)), cv2.COLOR_RGB2GRAY)
-    mask = (grey >= 128) != photo.mask_inverted
-    return np.asarray(cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_AREA) > 0, bool)
+    return read_mask(photo, decode_image(data, name=str(photo.path)).shape[:2]) if photo.masks else None
 
 
 def _part_id(rng: random.Random) -> str:

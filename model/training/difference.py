@@ -187,7 +187,7 @@ def train_difference(
     """Train and write `out/difference.safetensors`, `difference.json`, `MODEL_CARD.md`, `curves.png`.
 
     pool: folder of an existing or shared pool, default `out/pool`; with `recipe.start` that of `refdiff train pairs`. Raises
-    InputError (a pool of other sources, weights of another encoder), StorageError (the disk is full).
+    InputError (a pool of other photos, weights of another encoder), StorageError (the disk is full).
     """
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
@@ -196,6 +196,8 @@ def train_difference(
     encoder = Encoder(ModelSettings(encoder=Path(recipe.encoder) if recipe.encoder else None))
     names = source_names(sources)
     if recipe.start:
+        if recipe.encoder:
+            raise InputError("registered pairs are of the packaged encoder; leave out --encoder, or draw pairs instead")
         shards = registered_pairs(pool, sources)
     else:
         plan = PoolPlan(recipe.seed, tuple(sources), recipe.encoder, encoder.digest, encoder.channels)
@@ -213,8 +215,11 @@ def train_difference(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.lr
     )
     per_epoch = count_batches(train, recipe.batch, keep, recipe.real_defects)
+    if not per_epoch:
+        raise InputError(f"{pool}: no pairs are left to train on; leave out fewer sources")
     total = max(1, round(per_epoch * recipe.epochs))
-    state = _restore(out, net, average, optimizer, recipe)
+    identity = _identity(recipe, pool)
+    state = _restore(out, net, average, optimizer, identity)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     while state.step < total:
         epoch, skip = divmod(state.step, per_epoch)
@@ -236,19 +241,20 @@ def train_difference(
             state.seconds = time.monotonic() - started
             progress("training", state.step, total, f"loss {float(loss.detach()):.3f}")
             if time.monotonic() - saved > _CHECKPOINT_S:
-                _checkpoint(out, net, average, optimizer, state, recipe)
+                _checkpoint(out, net, average, optimizer, state, identity)
                 saved = time.monotonic()
             if state.step >= total:
                 break
         state.curves.append({"step": state.step} | validate(_with(net, average), val, names, keep))
-        _checkpoint(out, net, average, optimizer, state, recipe)
+        _checkpoint(out, net, average, optimizer, state, identity)
         curve = state.curves[-1]
         progress(
             "training", state.step, total, f"val image {curve['image_auroc']:.3f} pixel AP {curve['pixel_ap']:.3f}"
         )
     if recipe.start:
         average_into(average, read_network(Path(recipe.start))[0], 1 - _KEPT)
-    return _finish(recipe, sources, _with(net, average), state, out, encoder.digest)
+    final = _with(net, average)
+    return _finish(recipe, sources, final, state, validate(final, val, names, keep), out, encoder.digest)
 
 
 def _drawn(plan: PoolPlan, pool: Path, recipe: DifferenceRecipe, progress: Progress) -> list[Path]:
@@ -257,8 +263,8 @@ def _drawn(plan: PoolPlan, pool: Path, recipe: DifferenceRecipe, progress: Progr
     wanted = plan.described()
     started_already = described.exists() and any(pool.glob("*.safetensors"))
     found = json.loads(described.read_text()) if started_already else wanted
-    if found.pop("hard", False) or found != wanted:  # pools made earlier say how they were matched
-        raise InputError(f"{pool} holds pairs of other sources, seed or encoder; choose another --out or remove it")
+    if found != wanted:
+        raise InputError(f"{pool} holds pairs of other photos, seed or encoder; choose another --out or remove it")
     return build_pool(plan, pool, recipe.pairs, recipe.workers, lambda d, t: progress("pairs", d, t))
 
 
@@ -291,9 +297,10 @@ def _with(net: DifferenceNetwork, average: dict[str, Tensor]) -> DifferenceNetwo
     return other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _identity(recipe: DifferenceRecipe) -> str:
+def _identity(recipe: DifferenceRecipe, pool: Path) -> str:
     """What must not change when a run resumes; more processes or a machine of another size may."""
-    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"}, sort_keys=True)
+    of_pool = json.loads((pool / "pool.json").read_text(encoding="utf-8"))
+    return json.dumps({k: v for k, v in asdict(recipe).items() if k != "workers"} | {"pool": of_pool}, sort_keys=True)
 
 
 def _checkpoint(
@@ -302,14 +309,14 @@ def _checkpoint(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     state: _State,
-    recipe: DifferenceRecipe,
+    identity: str,
 ) -> None:
     tensors = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in values.items()}
     need_space(out, sum(t.numel() * t.element_size() for t in tensors.values()), "a checkpoint takes")
-    metadata = {"state": json.dumps(asdict(state)), "recipe": _identity(recipe)}
+    metadata = {"state": json.dumps(asdict(state)), "recipe": identity}
     save_tensors(tensors, out / "checkpoint.safetensors", metadata)
 
 
@@ -318,7 +325,7 @@ def _restore(
     net: DifferenceNetwork,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    recipe: DifferenceRecipe,
+    identity: str,
 ) -> _State:
     path = out / "checkpoint.safetensors"
     if not path.exists():
@@ -326,8 +333,10 @@ def _restore(
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        if file.metadata().get("recipe") != _identity(recipe):
-            raise InputError(f"{path} is of another recipe; use the same options or choose another --out")
+        if file.metadata().get("recipe") != identity:
+            raise InputError(
+                f"{path} is of other options or photos; use the same ones, or choose another --out to train anew"
+            )
         state = _State(**json.loads(file.metadata()["state"]))
     tensors = load_file(path)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
@@ -343,15 +352,21 @@ def _restore(
 
 
 def _finish(
-    recipe: DifferenceRecipe, sources: Sequence[Source], net: DifferenceNetwork, state: _State, out: Path, encoder: str
+    recipe: DifferenceRecipe,
+    sources: Sequence[Source],
+    net: DifferenceNetwork,
+    state: _State,
+    validation: dict[str, float],
+    out: Path,
+    encoder: str,
 ) -> Path:
     path = out / "difference.safetensors"
     used = [s for s in sources if not any(s.name.startswith(p) for p in recipe.left_out)]
     about = {
         "config": asdict(net.config),
-        "recipe": {k: v for k, v in asdict(recipe).items() if k != "start"},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "start" and not (recipe.start and k == "pairs")},
         "sources": [{"name": s.name, "good": len(s.good), "defective": len(s.bad), "licence": s.licence} for s in used],
-        "validation": state.curves[-1] if state.curves else {},
+        "validation": validation,
         "encoder": encoder,
         "started_from": _digest(recipe.start),
         "parameters": sum(p.numel() for p in net.parameters()),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.defect_types import DIFFERENCE_TYPES, RENDERED_TYPES, STRUCTURAL_TYPES
+from refdiff.model.errors import ImageError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.synthesis.photo_pairs import add_defect, break_off, foreground_of, jitter, nuisance, sway
 from refdiff.model.synthesis.render import (
@@ -44,9 +45,9 @@ class Photo:
 
     path: Path
     defective: bool = False
-    mask: Path | None = None  # file of the query's truth (non-zero = defect), None if good or unknown
+    masks: tuple[Path, ...] = ()  # files of the truth (non-zero = defect, in any of them), none if good or unknown
     mask_inverted: bool = False  # zero = defect
-    type: str | None = None  # of everything in the mask
+    type: str | None = None  # of everything in the masks
     partner: Path | None = None  # its own reference, where the data set gives one
     boxes: tuple[tuple[int, int, int, int, str], ...] = ()  # x0, y0, x1, y1, type
 
@@ -118,13 +119,26 @@ def read_photo(path: Path) -> RgbImage:
 
 
 def read_mask(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The truth of a photo that has a mask, (H, W) bool at `size`."""
-    assert photo.mask is not None
-    grey = cv2.cvtColor(decode_image(photo.mask.read_bytes(), name=str(photo.mask)), cv2.COLOR_RGB2GRAY)
-    mask = (grey >= 128) != photo.mask_inverted
-    if mask.shape != size:
-        mask = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_AREA) > 0
-    return np.asarray(mask, bool)
+    """The truth of a photo that has masks, (H, W) bool at `size`. Raises ImageError: one cannot be read, none marks
+    anything."""
+    marked = np.zeros(size, bool)
+    for file in photo.masks:
+        try:
+            grey = cv2.cvtColor(decode_image(file.read_bytes(), name=str(file)), cv2.COLOR_RGB2GRAY)
+        except OSError as e:
+            raise ImageError(f"{file}: cannot be read ({e.strerror})") from e
+        mask = (grey >= 128) != photo.mask_inverted
+        if mask.shape != size:
+            mask = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_AREA) > 0
+        marked |= mask
+    if not marked.any():
+        raise ImageError(f"{photo.masks[0]}: the mask marks no defect")
+    return marked
+
+
+def file_at_fault(photo: Photo, error: ImageError) -> Path:
+    """Which file of a photo an error names."""
+    return next((m for m in photo.masks if str(error).startswith(f"{m}:")), photo.path)
 
 
 def _fit(image: RgbImage, size: tuple[int, int]) -> RgbImage:
@@ -231,7 +245,7 @@ def _defective_pair(source: Source, rng: np.random.Generator, k: int, nearest: N
     mask: NDArray[np.bool_] | None = None
     if photo.boxes:
         mask = _boxes_mask(photo, query, references[0], types)
-    elif photo.mask is not None:
+    elif photo.masks:
         mask = read_mask(photo, size)
         if photo.type:
             types[mask] = type_index(photo.type)

@@ -7,6 +7,7 @@ seed by any worker in any order; an interrupted run continues with the missing s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -58,8 +59,7 @@ class PoolPlan:
 
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
-        sources = source_names(self.sources)
-        return {"seed": self.seed, "sources": sources, "encoder": self.encoder_digest}
+        return {"seed": self.seed, "encoder": self.encoder_digest} | photos_of(self.sources)
 
     def bytes_per_pair(self) -> int:
         """What `_encoded` stores: maps and distances in half precision, two pictures, what is covered, mask and types."""
@@ -106,6 +106,20 @@ class ByThumbnail:
 def source_names(sources: Sequence[Source]) -> list[str]:
     """What `Batch.source` counts."""
     return ["rendered", "surfaces", *(s.name for s in sources)]
+
+
+def photos_of(sources: Sequence[Source]) -> dict[str, object]:
+    """The names of sources, as `Batch.source` counts them, and a sha256 of all their photos and masks."""
+    found = hashlib.sha256()
+    for source in sources:
+        for photo in (*source.good, *source.bad):
+            for path in (photo.path, *photo.masks):
+                try:
+                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                except OSError:  # what cannot be read is left out later, and named
+                    content = "unreadable"
+                found.update(f"{source.name} {path.name} {content}\n".encode())
+    return {"sources": source_names(sources), "photos": found.hexdigest()}
 
 
 def make_pair(plan: PoolPlan, rng: np.random.Generator, nearest: ByThumbnail) -> Pair:
@@ -183,15 +197,15 @@ def target_row(
 
 def describe_registered(folder: Path, sources: Sequence[Source], seed: int) -> None:
     """Say in a folder of registered pairs what they are of. Raises InputError where it holds pairs of something else."""
-    wanted = {"registered": True, "seed": seed, "sources": source_names(sources), "sizes": "tiles and whole"}
+    wanted = {"registered": True, "seed": seed, "sizes": "tiles and whole"} | photos_of(sources)
     described = folder / "pool.json"
     if described.exists() and json.loads(described.read_text(encoding="utf-8")) != wanted:
-        raise InputError(f"{folder} holds pairs of other sources or another seed; choose another --out or remove it")
+        raise InputError(f"{folder} holds pairs of other photos or another seed; choose another --out or remove it")
     described.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
 
 
 def registered_pairs(folder: Path, sources: Sequence[Source]) -> list[Path]:
-    """Shards of registered pairs, each of one size. Raises InputError where there are none, or they are of other sources."""
+    """Shards of registered pairs, each of one size. Raises InputError where there are none, or they are of other photos."""
     try:
         described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
         found = sorted(folder.glob(f"*_*{PAIRS}"))
@@ -199,9 +213,10 @@ def registered_pairs(folder: Path, sources: Sequence[Source]) -> list[Path]:
         described, found = {}, []
     if not described.get("registered") or not found:
         raise InputError(f"{folder}: no registered pairs; make them with `refdiff train pairs --out {folder}`")
-    if described["sources"] != source_names(sources):
+    if described["sources"] != source_names(sources) or described.get("photos") != photos_of(sources)["photos"]:
         raise InputError(
-            f"{folder} holds pairs of other sources; give the same --research and --data as for `train pairs`"
+            f"{folder} holds pairs of other photos; give the same --research and --data as for `train pairs`, or make "
+            "them again in another folder if photos have changed"
         )
     return found
 
@@ -281,7 +296,9 @@ def _plan(
             if (keep is None or s in keep) and (real or not r)
         ]
         order = [rows[j] for j in rng.permutation(len(rows))]
-        work += [(path, order[i : i + size]) for i in range(0, len(order) - size // 2, size)]
+        # what is left over is a batch if it is more than half of one, or all there is: a small product trains, too
+        starts = [i for i in range(0, len(order), size) if i == 0 or len(order) - i > size // 2]
+        work += [(path, order[i : i + size]) for i in starts]
     return [work[j] for j in rng.permutation(len(work))]
 
 

@@ -1,4 +1,4 @@
-"""The photos that networks are trained and measured on: public research sets, and folders of a customer's own.
+"""The photos that networks are trained and measured on: public research sets.
 
 Every listing knows which physical thing a photo shows (`group`), and half of every public set is *held out* by a hash of
 that group: recipes never see it, benchmarks use nothing else. (DeepPCB has a test split of its own instead.) Some products
@@ -20,12 +20,13 @@ import numpy as np
 from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.defect_types import DefectType
 from refdiff.model.errors import ImageError, InputError
-from refdiff.model.images import decode_image, image_suffixes
+from refdiff.model.images import decode_image
 from refdiff.model.progress import Progress, silent
-from refdiff.model.training.pairs import Photo, Source, read_mask
+from refdiff.model.training.pairs import Photo, Source, file_at_fault, read_mask
 
 UNSEEN = ("piped_brg01_rl", "piped_btn01_rl")  # never trained on
 _HELD_OUT = 0.5
+_IMPURITY = "impurity"
 _SAME_TILE = 200  # photos of one tile are at most so far apart in number (most 10 to 40; tiles lie hundreds apart)
 _TILE_TYPES: Mapping[str, DefectType] = {
     "blowhole": "hole",
@@ -54,6 +55,11 @@ def held_out(product: str, group: str) -> bool:
         return True
     digest = hashlib.sha256(f"{product}/{group}".encode()).digest()
     return digest[0] < 256 * _HELD_OUT
+
+
+def kept_for_tests(product: str, image: Listed) -> bool:
+    """Is this image held out? All impurities of the papers are: each of their few sheets is on several patches."""
+    return image.kind == _IMPURITY or held_out(product, image.group)
 
 
 def list_elpv(kind: str = "mono") -> list[Listed]:
@@ -112,7 +118,7 @@ def list_piped(data: Path) -> dict[str, list[Listed]]:
         for path in sorted((folder / "Defects").glob("*.bmp")):
             mask = truth / path.name.replace("_S_D_", "_S_GT_") if truth else None
             there = mask is not None and mask.is_file()
-            found.append(Listed(path, "impurity", path.stem, mask if there else None, mask_inverted=True))
+            found.append(Listed(path, _IMPURITY, _sheet(path), mask if there else None, mask_inverted=True))
         products[f"piped_{folder.name.removeprefix('PA_').lower()}"] = found
     return products
 
@@ -153,10 +159,10 @@ def research_sources(data: Path) -> list[Source]:
     listed += [(name, images, "CC BY 4.0", True, 0.6) for name, images in list_piped(data).items()]
     sources = []
     for name, images, licence, textured, weight in listed:
-        mine = [i for i in images if not held_out(name, i.group)]
+        mine = [i for i in images if not kept_for_tests(name, i)]
         good = tuple(Photo(i.path) for i in mine if i.kind == "good")
         bad = tuple(
-            Photo(i.path, True, i.mask, i.mask_inverted, _TILE_TYPES.get(i.kind, "contamination"))
+            Photo(i.path, True, (i.mask,) if i.mask else (), i.mask_inverted, _TILE_TYPES.get(i.kind, "contamination"))
             for i in mine
             if i.kind != "good"
         )
@@ -164,32 +170,6 @@ def research_sources(data: Path) -> list[Source]:
             sources.append(Source(name, good, bad, licence, textured=textured, weight=weight))
     boards = list(deeppcb_groups(data).values())
     return sources + [Source(**(vars(b) | {"weight": 2.0 / len(boards)})) for b in boards]
-
-
-def customer_sources(folder: Path) -> list[Source]:
-    """A customer's own products: FOLDER/<product>/train/good, test/<defect> and ground_truth/<defect>/<stem>_mask.png, or
-    FOLDER itself as one product; a folder with images only is good samples of one product. Raises InputError.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder that holds your products")
-    roots = [folder] if (folder / "train" / "good").is_dir() or _images(folder) else sorted(folder.iterdir())
-    sources = []
-    for root in (r for r in roots if r.is_dir()):
-        laid_out = (root / "train" / "good").is_dir()
-        good = tuple(Photo(p) for p in _images(root / "train" / "good" if laid_out else root))
-        bad = []
-        for kind in sorted((root / "test").iterdir()) if laid_out and (root / "test").is_dir() else []:
-            if kind.name != "good":
-                for path in _images(kind):
-                    mask = root / "ground_truth" / kind.name / f"{path.stem}_mask.png"
-                    bad.append(Photo(path, True, mask if mask.is_file() else None, type=kind.name))
-        if len(good) >= 2:
-            sources.append(Source(f"own_{root.name}", good, tuple(bad), "the customer's own", weight=2.0))
-    if not sources:
-        raise InputError(
-            f"{folder}: no product with two or more good images; expected {folder}/<product>/train/good/*.png"
-        )
-    return sources
 
 
 def usable(sources: Sequence[Source], progress: Progress = silent) -> tuple[list[Source], dict[str, list[str]]]:
@@ -229,30 +209,22 @@ def usable(sources: Sequence[Source], progress: Progress = silent) -> tuple[list
 
 def _problem(photo: Photo) -> tuple[Path, str] | None:
     """The file of a photo that cannot be used, and why; None if all of it can."""
-    file = photo.path
     try:
-        image = decode_image(file.read_bytes(), name=str(file))
-        if photo.mask is not None:
-            file = photo.mask
-            if not read_mask(photo, image.shape[:2]).any():
-                return file, "the mask marks no defect"
+        image = decode_image(photo.path.read_bytes(), name=str(photo.path))
+        if photo.masks:
+            read_mask(photo, image.shape[:2])
     except ImageError as e:
+        file = file_at_fault(photo, e)
         return file, str(e).removeprefix(f"{file}: ")
     except OSError as e:
-        return file, f"cannot be read ({e.strerror})"
+        return photo.path, f"cannot be read ({e.strerror})"
     return None
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in image_suffixes())
-
-
 def _sheet(path: Path) -> str:
-    """`PA_BRG01_RL_S_ND_10_2.bmp` is patch 2 of sheet 10."""
-    found = re.search(r"_ND_(\d+)_\d+$", path.stem)
-    return found.group(1) if found else path.stem
+    """`PA_BRG01_RL_S_ND_10_2.bmp` is patch 2 of sheet 10; those with impurities (`S_D`) are other sheets."""
+    found = re.search(r"_(N?D)_(\d+)_\d+$", path.stem)
+    return f"{'' if found.group(1) == 'ND' else 'D'}{found.group(2)}" if found else path.stem
 
 
 def _folder(data: Path, name: str, expected: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from refdiff.model.errors import InputError
+from refdiff.model.training.pairs import Source
 from refdiff.model.wording import few
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import settings
@@ -78,9 +79,10 @@ def difference(
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.model.difference.scorer import PACKAGED
     from refdiff.model.training.difference import DifferenceRecipe, train_difference
-    from refdiff.model.training.sources import customer_sources, research_sources, usable
+    from refdiff.model.training.sources import research_sources, usable
 
-    sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    own, notes = _own(data)
+    sources = [*(research_sources(research) if research else []), *own]
     left_out: dict[str, list[str]] = {}
     if registered:
         sources = [s for s in sources if not s.pixels_count]  # `train pairs` leaves bare boards out, too
@@ -95,7 +97,7 @@ def difference(
         weights = train_difference(recipe, sources, out, pool=registered, progress=report)
     card = weights.with_name("MODEL_CARD.md")
     emit(
-        {"weights": shown_path(weights), "card": shown_path(card), "left_out": left_out},
+        {"weights": shown_path(weights), "card": shown_path(card), "left_out": left_out, "notes": notes},
         f"weights in {shown_path(weights)}; use them with REFDIFF_DIFFERENCE_WEIGHTS={shown_path(weights)}",
         f"model card   {shown_path(card)}",
     )
@@ -121,18 +123,35 @@ def pairs(
     and products with fewer than two good photos are left out, named and counted.
     """
     settings()  # a bad setting fails before hours of work; sets up logging
-    from refdiff.model.training.sources import customer_sources, research_sources
+    from refdiff.model.training.sources import research_sources
     from refdiff.tools.golden_samples.training_pairs import make_pairs
 
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
-    sources += customer_sources(data) if data else []
+    own, notes = _own(data)
+    sources += own
     with output.progress("pairs") as report:
         made = make_pairs(sources, out, products=products, seed=seed, workers=workers, progress=report)
     emit(
-        {"pairs": made.pairs, "products": made.products, "folder": shown_path(out), "left_out": made.left_out},
+        {
+            "pairs": made.pairs,
+            "products": made.products,
+            "folder": shown_path(out),
+            "left_out": made.left_out,
+            "notes": notes,
+        },
         f"{made.pairs} pairs of {made.products} products in {shown_path(out)}",
     )
     _note(made.left_out)
+
+
+def _own(data: Path | None) -> tuple[list[Source], list[str]]:
+    """The products of --data, and notes on what was left out of them, which are printed."""
+    from refdiff.agent.evaluation.own_products import own_products
+
+    sources, notes = own_products(data) if data else ([], [])
+    for note in notes:
+        output.note(f"left out: {note}")
+    return sources, notes
 
 
 def _note(left_out: Mapping[str, Sequence[str]]) -> None:
@@ -165,18 +184,19 @@ def record(
     settings()  # a bad setting fails before hours of work; sets up logging
     from refdiff.agent.recording.record import RecordingPlan
     from refdiff.agent.recording.record import record as make
-    from refdiff.model.training.sources import customer_sources, research_sources, usable
+    from refdiff.model.training.sources import research_sources, usable
 
     if data is None and research is None:
         raise InputError("nothing to record; give --data, --research or both")
     sources = [s for s in research_sources(research) if not s.pixels_count] if research else []
-    sources += customer_sources(data) if data else []
+    own, notes = _own(data)
+    sources += own
     with output.progress("recording") as report:
         sources, left_out = usable(sources, report)
         _note(left_out)
         n = make(sources, out, RecordingPlan(per_product=per_product, seed=seed, test=test), report)
     emit(
-        {"recorded": n, "folder": shown_path(out), "left_out": left_out},
+        {"recorded": n, "folder": shown_path(out), "left_out": left_out, "notes": notes},
         f"{n} conversations recorded in {shown_path(out)}",
     )
 
@@ -216,9 +236,10 @@ def language(
     require_extra("train")
     from refdiff.model.training.language.recipe import LanguageRecipe
     from refdiff.model.training.language.train import train_language
-    from refdiff.model.training.sources import customer_sources, research_sources, usable
+    from refdiff.model.training.sources import research_sources, usable
 
-    sources = [*(research_sources(research) if research else []), *(customer_sources(data) if data else [])]
+    own, notes = _own(data)
+    sources = [*(research_sources(research) if research else []), *own]
     recipe = LanguageRecipe(pairs=pairs, pair_epochs=pair_epochs, talk_epochs=talk_epochs, seed=seed, workers=workers,
                             left_out=tuple(leave_out or ()), projector_epochs=0.0 if start else projector_epochs,
                             start=str(start.resolve()) if start else None)  # fmt: skip
@@ -227,7 +248,7 @@ def language(
         _note(left_out)
         weights = train_language(recipe, sources, recordings, out, settings=settings().model, progress=report)
     emit(
-        {"weights": shown_path(weights), "left_out": left_out},
+        {"weights": shown_path(weights), "left_out": left_out, "notes": notes},
         f"weights in {shown_path(weights)}; use them with REFDIFF_LANGUAGE_WEIGHTS={shown_path(weights)} and "
         "refdiff model build",
     )

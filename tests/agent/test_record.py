@@ -32,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         path, mask = root / f"bad-{i}.png", root / f"mask-{i}.png"
         Image.fromarray(scene.image).save(path)
         Image.fromarray(scene.defect_mask.astype(np.uint8) * 255).save(mask)
-        bad.append(Photo(path, True, mask, type="missing_component"))
+        bad.append(Photo(path, True, (mask,), type="missing_component"))
     return Source("board", tuple(good), tuple(bad), "drawn here")
 
 

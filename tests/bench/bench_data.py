@@ -27,7 +27,7 @@ from refdiff.model.errors import InputError, RefDiffError
 from refdiff.model.training.sources import (
     Listed,
     defect_pixels,
-    held_out,
+    kept_for_tests,
     list_aliens,
     list_elpv,
     list_magnetic_tile,
@@ -228,7 +228,7 @@ def main(
                 continue
             for product in products:
                 if only_held_out:
-                    kept = tuple(i for i in product.images if held_out(product.name, i.group))
+                    kept = tuple(i for i in product.images if kept_for_tests(product.name, i))
                     product = replace(product, images=kept)
                 counts = lay_out(product, out, seed=seed, copy=copy)
                 summary = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items())

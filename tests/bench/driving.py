@@ -27,6 +27,7 @@ from langchain_core.messages import ToolMessage
 
 from refdiff.agent import prompts
 from refdiff.agent.drivers.allowed_calls import allowed_calls
+from refdiff.agent.evaluation.own_products import own_products
 from refdiff.agent.inspector import Inspector
 from refdiff.agent.language.requests import canonical_request
 from refdiff.agent.recording import templates
@@ -41,7 +42,7 @@ from refdiff.model.language.engine import Engine
 from refdiff.model.settings import ModelSettings
 from refdiff.model.training.language.data import board_zoom, read_lines, read_tools
 from refdiff.model.training.pairs import Photo, Source
-from refdiff.model.training.sources import customer_sources, deeppcb_groups
+from refdiff.model.training.sources import deeppcb_groups
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.workspace import Workspace
@@ -297,9 +298,9 @@ def main(
             found["boards"] = [r for g in groups or [] for r in board_readings(engine, sources[g], limit, seed)]
         del engine  # an inspector loads its own
         if bench and live_runs:
-            found["live"] = live(customer_sources(bench), live_runs, seed)
+            found["live"] = live(own_products(bench)[0], live_runs, seed)
         if bench and ways:
-            found["rephrased"] = rephrased(customer_sources(bench), ways, seed)
+            found["rephrased"] = rephrased(own_products(bench)[0], ways, seed)
     except RefDiffError as e:
         print(f"error: {e}", file=sys.stderr)
         raise typer.Exit(e.exit_code) from None

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from refdiff.agent.evaluation.own_products import own_products
 from refdiff.model.defect_types import DIFFERENCE_TYPES
 from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError, StorageError
@@ -31,8 +33,8 @@ from refdiff.model.training.pairs import (
     photo_pair,
     rendered_pair,
 )
-from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, read_shard
-from refdiff.model.training.sources import UNSEEN, customer_sources, held_out, list_magnetic_tile
+from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, photos_of, read_shard
+from refdiff.model.training.sources import UNSEEN, held_out, kept_for_tests, list_magnetic_tile, list_piped
 from refdiff.server.cli.invocation import begin
 from refdiff.server.cli.main import app
 
@@ -95,7 +97,7 @@ def test_cells_are_marked_that_a_defect_covers_enough_of_or_most(share: list[flo
 
 
 def test_photo_pairs_come_with_and_without_masks(product: Path) -> None:
-    [source] = customer_sources(product)
+    [source], _ = own_products(product)
     assert (len(source.good), len(source.bad)) == (4, 2)
     assert {b.type for b in source.bad} == {"scratch", "odd"}
     seen = set()
@@ -107,9 +109,37 @@ def test_photo_pairs_come_with_and_without_masks(product: Path) -> None:
 
 
 def test_folder_of_products_is_read_and_an_empty_one_refused(product: Path, tmp_path: Path) -> None:
-    assert [s.name for s in customer_sources(product.parent)] == ["own_gear"]
+    assert [s.name for s in own_products(product.parent)[0]] == ["own_gear"]
     with pytest.raises(InputError, match="train/good"):
-        customer_sources(tmp_path)
+        own_products(tmp_path)
+
+
+def test_own_products_are_read_as_evaluate_reads_them_and_what_is_not_is_named(product: Path, tmp_path: Path) -> None:
+    def photos(*names: str) -> None:
+        for i, name in enumerate(names):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(encode_png(render("moulded", 5, i, size=(64, 64)).image))
+
+    photos("a/train/ok/lot1/0.png", "a/train/ok/lot2/0.png", "a/test/Good/1.png", "a/test/scratch/top/0.png")
+    photos("a/ground_truth/scratch/top/0_GT.png", "a/ground_truth/scratch/top/0/2.png", "a/ground_truth/scratch/9.png")
+    photos("b/0.png", "b/more/1.png", "c/train/good/0.png", "d/train/schlecht/0.png", "d/test/dent/0.png")
+    (tmp_path / "b" / "notes.pdf").write_bytes(b"%PDF")
+    [a, b], notes = own_products(tmp_path)
+    assert [p.path.relative_to(tmp_path).as_posix() for p in a.good] == [
+        "a/train/ok/lot1/0.png",
+        "a/train/ok/lot2/0.png",
+    ]
+    assert [(p.type, [m.name for m in p.masks]) for p in a.bad] == [("scratch", ["0_GT.png", "2.png"])]
+    assert (b.name, len(b.good), b.bad) == ("own_b", 2, ())
+    said = "\n".join(notes)
+    for left_out in (
+        "1 masks belong to no test image",
+        "c: 1 good photos",
+        "d: 0 good photos",
+        "train/schlecht",
+        "pdf",
+    ):
+        assert left_out in said
 
 
 def test_half_of_the_things_and_all_unseen_products_are_held_out() -> None:
@@ -118,6 +148,21 @@ def test_half_of_the_things_and_all_unseen_products_are_held_out() -> None:
     assert kept == [held_out("elpv_mono", g) for g in groups]
     assert 150 < sum(kept) < 250
     assert all(held_out(p, g) for p in UNSEEN for g in groups)
+
+
+def test_impurities_of_papers_are_never_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "piped" / "data" / "PA_BRG02_RL"
+    for kind, code in {"NoDefects": "ND", "Defects": "D"}.items():
+        (folder / kind).mkdir(parents=True)
+        for sheet in range(1, 13):
+            for patch in (1, 2):
+                (folder / kind / f"PA_BRG02_RL_S_{code}_{sheet:02}_{patch}.bmp").write_bytes(b"")
+    [(name, listed)] = list_piped(tmp_path).items()
+    assert all(kept_for_tests(name, i) for i in listed if i.kind != "good")
+    good = [i for i in listed if i.kind == "good"]
+    assert {len({kept_for_tests(name, i) for i in good if i.group == g}) for g in {i.group for i in good}} == {1}
+    assert 0 < sum(kept_for_tests(name, i) for i in good) < len(good)
+    assert not {i.group for i in listed if i.kind != "good"} & {i.group for i in good}
 
 
 def test_photos_of_one_magnetic_tile_are_one_group_whatever_is_wrong_with_it(tmp_path: Path) -> None:
@@ -165,7 +210,7 @@ def test_sway_moves_the_image_a_little() -> None:
 @pytest.fixture(scope="module")
 def pool(product: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Source]]:
     folder = tmp_path_factory.mktemp("pool")
-    sources = customer_sources(product)
+    sources, _ = own_products(product)
     build_pool(PoolPlan(0, tuple(sources)), folder, 2 * SHARD, 2)
     return folder, sources
 
@@ -192,6 +237,33 @@ def test_batches_cover_the_pool_once_and_can_be_skipped(pool: tuple[Path, list[S
     only = list(batches(shards, 8, np.random.default_rng(0), keep=[1]))
     assert all((b.source == 1).all() for b in only)
     assert read_shard(shards[0]).mask.shape == (SHARD, PAIR_PX // 4, PAIR_PX // 4)
+
+
+def test_few_pairs_of_a_product_are_a_batch_too(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
+    whole = load_file(next(pool[0].glob("*.safetensors")))
+    for rows in (1, 7, 20, 30):
+        save_file({k: v[:rows].contiguous() for k, v in whole.items()}, tmp_path / f"{rows}.safetensors")
+    sizes = [
+        [len(b.label) for b in batches([tmp_path / f"{rows}.safetensors"], 16, np.random.default_rng(0))]
+        for rows in (1, 7, 20, 30)
+    ]
+    assert [sorted(s) for s in sizes] == [[1], [7], [16], [14, 16]]
+
+
+def test_training_on_nothing_is_refused(pool: tuple[Path, list[Source]], tmp_path: Path) -> None:
+    everything = DifferenceRecipe(pairs=2 * SHARD, workers=1, width=8, left_out=("rendered", "surfaces", "own_"))
+    with pytest.raises(InputError, match="no pairs are left"):
+        train_difference(everything, pool[1], tmp_path, pool=pool[0])
+
+
+def test_changed_photo_is_not_taken_for_the_one_that_a_pool_was_made_of(product: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "gear"
+    shutil.copytree(product, copy)
+    [before], [after] = own_products(product)[0], own_products(copy)[0]
+    assert photos_of([before]) == photos_of([after])
+    mask = copy / "ground_truth" / "scratch" / "a_mask.png"
+    mask.write_bytes(mask.read_bytes() + b" ")
+    assert photos_of([before]) != photos_of([after])
 
 
 @pytest.mark.long
@@ -226,12 +298,12 @@ def test_stopped_training_resumes_and_its_weights_load(pool: tuple[Path, list[So
     assert load_difference(path).sha256 == about["sha256"]
     assert about["sources"] == [{"name": "own_gear", "good": 4, "defective": 2, "licence": "the customer's own"}]
     assert "own_gear" in (tmp_path / "MODEL_CARD.md").read_text()
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match="other options"):
         train_difference(replace(recipe, width=16), sources, tmp_path, pool=folder)
-    with pytest.raises(InputError, match="other sources, seed or encoder"):
+    with pytest.raises(InputError, match="other photos, seed or encoder"):
         train_difference(replace(recipe, seed=1), sources, tmp_path, pool=folder)
     other = [replace(sources[0], name="other", bad=(Photo(Path("x.png"), True),))]
-    with pytest.raises(InputError, match="other sources"):
+    with pytest.raises(InputError, match="other photos"):
         train_difference(recipe, other, tmp_path, pool=folder)
 
 

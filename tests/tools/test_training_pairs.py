@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from refdiff.agent.evaluation.own_products import own_products
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.scorer import load_difference, read_network
 from refdiff.model.errors import ImageError, InputError
@@ -20,7 +21,7 @@ from refdiff.model.synthesis.render import render
 from refdiff.model.training import pairs
 from refdiff.model.training.pairs import Photo, Source
 from refdiff.model.training.pool import ByThumbnail, describe_registered, read_shard, registered_pairs
-from refdiff.model.training.sources import customer_sources, usable
+from refdiff.model.training.sources import usable
 from refdiff.server.cli import main
 from refdiff.tools.golden_samples import training_pairs
 from refdiff.tools.golden_samples.enroll import enroll
@@ -68,7 +69,7 @@ def test_pairs_are_registered_as_in_an_inspection_and_training_goes_on_from_weig
     monkeypatch.setattr(training_pairs, "_RENDERED", 0.0)
     folder, out = tmp_path / "pairs", tmp_path / "run"
     folder.mkdir()
-    sources = customer_sources(data)
+    sources, _ = own_products(data)
     describe_registered(folder, sources, SEED)
     for index in range(2):  # as the processes do that `train pairs` starts; it finds both there
         training_pairs._make(sources, folder, SEED, index)
@@ -142,7 +143,7 @@ def test_training_on_drawn_pairs_leaves_out_what_cannot_be_used(
 
 
 def test_pairs_are_drawn_of_all_photos_that_are_left(data: Path) -> None:
-    [labels, _], _ = usable(customer_sources(data))
+    [labels, _], _ = usable(own_products(data)[0])
     assert [p.path.name for p in labels.good] == [f"{i}.png" for i in range(8)]
     assert [p.path.name for p in labels.bad] == ["0.png", "1.png", "2.png"]
     nearest = ByThumbnail(pairs.read_photo)
@@ -176,20 +177,20 @@ def test_sources_without_a_usable_photo_are_refused(data: Path) -> None:
     for path in data.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match=r"own_label \(0\).*save them as PNG or JPEG"):
-        usable(customer_sources(data))
+        usable(own_products(data)[0])
 
 
 def test_folders_that_hold_something_else_are_refused(data: Path, tmp_path: Path) -> None:
-    sources = customer_sources(data)
+    sources, _ = own_products(data)
     with pytest.raises(InputError, match="refdiff train pairs"):
         registered_pairs(tmp_path / "nowhere", sources)
     describe_registered(tmp_path, sources, 0)
     with pytest.raises(InputError, match="another seed"):
         describe_registered(tmp_path, sources, 1)
     (tmp_path / "00000_96x128.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="other sources"):
+    with pytest.raises(InputError, match="other photos"):
         registered_pairs(tmp_path, [])
-    with pytest.raises(InputError, match="other sources"):
+    with pytest.raises(InputError, match="other photos"):
         make_pairs([], tmp_path, products=2, seed=0, workers=1)
 
 

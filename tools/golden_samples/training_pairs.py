@@ -45,7 +45,7 @@ from refdiff.model.synthesis.render import (
     random_pose,
     render,
 )
-from refdiff.model.training.pairs import NO_TYPE, Photo, Source, marked_cells, read_mask, type_index
+from refdiff.model.training.pairs import NO_TYPE, Photo, Source, file_at_fault, marked_cells, read_mask, type_index
 from refdiff.model.training.pool import PAIRS, describe_registered, network_row, source_names, target_row
 from refdiff.model.training.product import spoiled
 from refdiff.model.weights_file import save_tensors
@@ -102,7 +102,7 @@ def make_pairs(
     """Write the pairs of so many products below `out`, one file for each size of tile.
 
     Products that are there are not made again. Photos that cannot be used are left out, and so is a product with fewer than
-    two good ones. Raises InputError (`out` holds pairs of other sources or another seed),
+    two good ones. Raises InputError (`out` holds pairs of other photos or another seed),
     StorageError (disk full).
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -207,15 +207,9 @@ def _read(workspace: Workspace, photo: Photo) -> _Photo:
     image = decode_image(data, name=str(photo.path), window=window, settings=settings)
     if not photo.defective:
         return _Photo(image, [])
-    if photo.mask is None:
+    if not photo.masks:
         return _Photo(image, None)
-    try:
-        mask = read_mask(photo, image.shape[:2])
-    except OSError as e:
-        raise ImageError(f"{photo.mask}: cannot be read ({e.strerror})") from e
-    if not mask.any():
-        raise ImageError(f"{photo.mask}: the mask marks no defect")
-    return _Photo(image, [(mask, type_index(photo.type) if photo.type else NO_TYPE)])
+    return _Photo(image, [(read_mask(photo, image.shape[:2]), type_index(photo.type) if photo.type else NO_TYPE)])
 
 
 # ---- its pairs ----
@@ -240,7 +234,7 @@ def _rows(
             photo = shown if isinstance(shown, _Photo) else _read(workspace, shown)
         except ImageError as e:
             assert isinstance(shown, Photo)
-            named = shown.mask if shown.mask and str(e).startswith(str(shown.mask)) else shown.path
+            named = file_at_fault(shown, e)
             left_out[without_file_name(str(e), named)].append(str(named))
             continue
         key = hashlib.sha256(photo.image.tobytes()).hexdigest()
