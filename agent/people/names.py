@@ -102,10 +102,10 @@ class DefectNames:
             names = [str(n.name) for n in named if n.product == one]
             for name in sorted(set(names)):
                 compared = known.counts.get(name, 0) if known else 0
-                given = known is not None and compared >= MIN_EXAMPLES and known.rule.limit >= 0
-                made.append(
-                    DefectName(one, name, names.count(name), given, self._why(one, names.count(name), compared))
-                )
+                parts = known.parts(name) if known else 0
+                given = known is not None and parts >= MIN_EXAMPLES and known.rule.limit >= 0
+                why = self._why(one, names.count(name), compared, parts)
+                made.append(DefectName(one, name, names.count(name), given, why))
         return made
 
     def known(self, product: str) -> list[str]:
@@ -113,11 +113,11 @@ class DefectNames:
         counts = Counter(str(n.name) for n in self._stores.defect_names.named(product))
         return sorted(counts, key=lambda name: (-counts[name], name))
 
-    def _why(self, product: str, findings: int, compared: int) -> str:
+    def _why(self, product: str, findings: int, compared: int, parts: int) -> str:
         known = named_defects(self.workspace, product)
         gone = f"; {findings - compared} cannot be compared: photos are gone" if compared < findings else ""
-        if compared < MIN_EXAMPLES:
-            return f"given from {MIN_EXAMPLES} findings on{gone}"
+        if parts < MIN_EXAMPLES:
+            return f"given from findings of {MIN_EXAMPLES} parts on{gone}"
         if known is None or len(known.counts) < 2:
             return f"given once another kind of defect has a name too: nothing tells it from others yet{gone}"
         if known.rule.limit < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, update
@@ -30,26 +30,27 @@ class CalibrationStore:
 
         by: who asked for it, for the audit record; an inspection that found the last one stale does so by itself.
         """
-        c = calibration
-        product, created_at = check_product_name(c.product), to_utc(c.created_at)
-        try:
-            scores = json.dumps(c.scores, allow_nan=False)
-            extra = _extra(c)
-        except (TypeError, ValueError) as e:
-            raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
-        new = {
-            "product": product, "key": c.key, "scores": scores, "pixel_threshold": c.pixel_threshold, "n": c.n,
-            "reference_count": c.references, "created_at": created_at, "seconds": c.seconds, "extra": extra,
-        }  # fmt: skip
+        new = _row(calibration)
         with changing(self._db) as conn:
-            known = _newest(conn, product)
-            # not an upsert: the new row must also become the newest
-            conn.execute(delete(t.calibrations).where(_C.product == product, _C.key == c.key))
-            conn.execute(insert(t.calibrations), new)
-            row = _newest(conn, product)
-            assert row is not None
-            before = calibration_state(known) if known else None
-            record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
+            _make_newest(conn, new, by)
+
+    def take_up(self, product: str, key: str, by: str = "refdiff") -> Calibration | None:
+        """The product's calibration of that key, made its latest; None if there is none.
+
+        Its bank may be again as it was before. Which false-reject rate to ask for was said of the product, not of that state
+        of the bank: it stays that of the latest one. by: as in `save`.
+        """
+        latest = self.latest(product)
+        if latest is not None and latest.key == key:
+            return latest  # the usual case takes no write lock
+        if self.get(product, key) is None:
+            return None
+        with changing(self._db) as conn:
+            latest, known = self.latest(product), self.get(product, key)  # as they are in this transaction
+            if latest is not None and known is not None and latest.key != key:
+                known = replace(known, alpha=latest.alpha)
+                _make_newest(conn, _row(known), by)
+        return known
 
     def keep_marks(self, calibration: Calibration) -> None:
         """Keep the marks of a calibration, if it is still the one that was saved. They decide nothing."""
@@ -70,6 +71,33 @@ class CalibrationStore:
         with self._db.connection() as conn:
             row = t.find(conn, t.calibrations, *where, order=[_C.seq.desc()])
         return None if row is None else _calibration(row)
+
+
+def _row(c: Calibration) -> dict[str, Any]:
+    """Raises RefDiffError for numbers that JSON does not know."""
+    product, created_at = check_product_name(c.product), to_utc(c.created_at)
+    try:
+        scores = json.dumps(c.scores, allow_nan=False)
+        extra = _extra(c)
+    except (TypeError, ValueError) as e:
+        raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
+    return {
+        "product": product, "key": c.key, "scores": scores, "pixel_threshold": c.pixel_threshold, "n": c.n,
+        "reference_count": c.references, "created_at": created_at, "seconds": c.seconds, "extra": extra,
+    }  # fmt: skip
+
+
+def _make_newest(conn: Connection, new: dict[str, Any], by: str) -> None:
+    """With its audit record, within the caller's `changing`."""
+    product = new["product"]
+    known = _newest(conn, product)
+    # not an upsert: the new row must also become the newest
+    conn.execute(delete(t.calibrations).where(_C.product == product, _C.key == new["key"]))
+    conn.execute(insert(t.calibrations), new)
+    row = _newest(conn, product)
+    assert row is not None
+    before = calibration_state(known) if known else None
+    record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
 
 
 def _newest(conn: Connection, product: str) -> Row[Any] | None:

@@ -102,10 +102,12 @@ def _other_light(picture: RgbImage, rng: np.random.Generator) -> RgbImage:
     return np.ascontiguousarray(query)
 
 
-def confirmed_turn(i: int, defects: int) -> int | None:
-    """Which of so many confirmed defects pair i is of; None: of a good sample."""
+def confirmed_turn(i: int, defects: int) -> tuple[int, int] | None:
+    """Which of so many confirmed defects pair i is of, and how many pairs were of it before; None: of a good sample."""
     turn = i // _CONFIRMED
-    return turn % defects if i % _CONFIRMED == _CONFIRMED - 1 and turn < _TIMES * defects else None
+    if i % _CONFIRMED < _CONFIRMED - 1 or turn >= _TIMES * defects:
+        return None
+    return turn % defects, turn // defects
 
 
 def fit_network(
@@ -114,11 +116,11 @@ def fit_network(
     encode: Callable[[RgbImage], FeatureMaps],
     recipe: ProductRecipe,
     progress: Progress = silent,
-    defects: Sequence[Confirmed] = (),
+    defects: Sequence[Sequence[Confirmed]] = (),
 ) -> DifferenceNetwork:
     """Train `net` (in eval mode: its batch statistics stay) on pairs of the examples; returns it.
 
-    defects: they are in a quarter of the pairs at most.
+    defects: the tiles of each, which take turns. They are in a quarter of the pairs at most.
     encode: the maps of a picture at its own size. The same recipe and examples give the same pairs.
     """
     rng = np.random.default_rng(recipe.seed)
@@ -129,7 +131,9 @@ def fit_network(
             example = examples[i % len(examples)]
             made = spoiled(example.picture, pictures, rng)
         else:
-            example, mask = defects[turn].example, defects[turn].mask
+            which, before = turn
+            tile = defects[which][before % len(defects[which])]
+            example, mask = tile.example, tile.mask
             untyped = np.full(mask.shape, NO_TYPE, np.uint8)
             made = Spoiled(_other_light(example.picture, rng), mask, untyped, None, rest_known=False)
         by_size[example.picture.shape].append(_row(example, made, encode))

@@ -88,18 +88,25 @@ def list_magnetic_tile(data: Path) -> list[Listed]:
     photos = []
     for folder in sorted(root.glob("MT_*")):
         kind = "good" if folder.name == "MT_Free" else folder.name.removeprefix("MT_").lower()
-        photos += [(path, kind, _number(path)) for path in sorted((folder / "Imgs").glob("*.jpg"))]
-    tiles: dict[int | None, str] = {}
-    numbers = sorted(n for _, _, n in photos if n is not None)
-    for before, number in zip([None, *numbers], numbers, strict=False):
-        same = before is not None and number - before < _SAME_TILE
-        tiles[number] = tiles[before] if same else str(number)
+        photos += [(path, kind) for path in sorted((folder / "Imgs").glob("*.jpg"))]
+    tiles = tiles_of([path for path, _ in photos])
     found = []
-    for path, kind, number in photos:
+    for path, kind in photos:
         mask = path.with_suffix(".png")
         marked = kind != "good" and mask.is_file() and bool(defect_pixels(mask, False).any())
-        found.append(Listed(path, kind, tiles.get(number, path.stem), mask if marked else None))
+        found.append(Listed(path, kind, tiles[path], mask if marked else None))
     return found
+
+
+def tiles_of(photos: Sequence[Path]) -> dict[Path, str]:
+    """Which tile each photo of magnetic tile shows. photos: all that there are."""
+    numbers = {path: _number(path) for path in photos}
+    tiles: dict[int | None, str] = {}
+    known = sorted(n for n in numbers.values() if n is not None)
+    for before, number in zip([None, *known], known, strict=False):
+        same = before is not None and number - before < _SAME_TILE
+        tiles[number] = tiles[before] if same else str(number)
+    return {path: tiles.get(number, path.stem) for path, number in numbers.items()}
 
 
 def _number(path: Path) -> int | None:

@@ -43,8 +43,8 @@ def name_defect(
 ) -> None:
     """Name a finding, or correct its name. The filed report stays as it is; later reports use the name.
 
-    A name is given from 3 findings on, once a second kind of defect has a name too, where leaving one out shows it to be
-    right often enough (REFDIFF_NAME_PRECISION). It decides nothing: verdict and limits go by the network's own types.
+    A name is given from findings of 3 parts on, once a second kind of defect has a name too, where leaving one out shows it
+    to be right often enough (REFDIFF_NAME_PRECISION). It decides nothing: verdict and limits go by the network's own types.
     """
     with _names() as names:
         made = names.name(clean(inspection_id), clean(finding), clean(name), _who(by), clean(note))

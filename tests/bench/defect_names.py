@@ -4,11 +4,13 @@
 
 Magnetic tile (a layout of bench_data.py): each defect is the largest joined part of its photo's mask, seen against the
 nearest of 40 goldens. DeepPCB: annotated boxes of board pairs, at most --each of a group and type. Findings are compared as
-reports compare them. A draw names 3, 5 or 20 findings of each kind (at least half of a kind is left to test) and names the
-rest by them. Of every kind in turn nobody names an example, too: its findings should keep the network's own type.
+reports compare them. A draw names 3, 5 or 20 findings of each kind, each on another tile (at least half of a kind's tiles
+are left to test), and names those on other tiles by them: the photos of one tile show one defect. Of every kind in turn
+nobody names an example, too: its findings should keep the network's own type.
 
---half choose: what the features and the rule were chosen on (every second tile photo, board group 44000); held: the other
-tile photos and the board groups that nobody looked at. The same half, seed and options give the same table.
+--half choose: every second tile, board group 44000; held: the other tiles, and the board groups that nobody looked at.
+The features and the rule were chosen on every second *photo* of the tiles, which shows most of the tiles of both halves.
+The same half, seed and options give the same table.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,6 +35,7 @@ from refdiff.memory.settings import MemorySettings
 from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 from refdiff.model.images import decode_image
+from refdiff.model.training.sources import tiles_of
 from refdiff.tools.framing.photos import alignment
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.clock import Clock
@@ -53,6 +56,7 @@ _SHAPE = 4  # numbers at the end of a vector; the types before them
 @dataclass(frozen=True)
 class Found:
     kind: str
+    thing: str  # what shows the defect: findings of one tile may be of one defect
     vector: NDArray[np.float32]
 
     @property
@@ -82,8 +86,10 @@ def tiles(workspace: Workspace, folder: Path, half: Half) -> Iterator[Found]:
     goods = sorted(data.train, key=lambda p: p.name)
     random.Random(0).shuffle(goods)
     enroll(workspace, "tile", goods[:40])
+    shows = tiles_of([*data.train, *(s.path for s in data.test)])
     photos = [s for s in data.test if s.defective and s.masks]
-    for sample in photos[half == "held" :: 2]:
+    mine = half_of({shows[s.path] for s in photos}, half)
+    for sample in (s for s in photos if shows[s.path] in mine):
         sha256 = workspace.stores.images.put(sample.path.read_bytes())
         photo = workspace.image(sha256, "tile")
         drawn = load_masks(sample.masks, photo.shape[:2])[0]
@@ -94,7 +100,12 @@ def tiles(workspace: Workspace, folder: Path, half: Half) -> Iterator[Found]:
         golden = nearest_goldens(workspace, photo, sha256, features, "tile", 1, (), Clock())[0].golden
         lies = alignment(workspace, photo, sha256, golden)
         seen = _seen(mask, tuple(lies.matrix.flatten().tolist()), lies.ok)
-        yield Found(sample.path.parent.name, vector(workspace, photo, workspace.golden_image(golden), seen))
+        seen_as = vector(workspace, photo, workspace.golden_image(golden), seen)
+        yield Found(sample.path.parent.name, shows[sample.path], seen_as)
+
+
+def half_of(things: Collection[str], half: Half) -> set[str]:
+    return set(sorted(things)[half == "held" :: 2])
 
 
 def boards(workspace: Workspace, folder: Path, half: Half, each: int) -> Iterator[Found]:
@@ -112,7 +123,7 @@ def boards(workspace: Workspace, folder: Path, half: Half, each: int) -> Iterato
             differs = np.abs(photo.astype(int) - golden).mean(2) > 100
             mask[y0:y1, x0:x1] = differs[y0:y1, x0:x1]
             seen = _seen(mask, (1.0, 0, 0, 0, 1, 0, 0, 0, 1), True, (x0, y0, x1, y1))
-            yield Found(kind, vector(workspace, photo, golden, seen))
+            yield Found(kind, f"{tested.name} {x0} {y0} {x1} {y1}", vector(workspace, photo, golden, seen))
 
 
 def _seen(
@@ -131,16 +142,11 @@ def measured(found: list[Found], examples: int, precision: float, seed: int) -> 
     counts = Counts()
     kinds = sorted({f.kind for f in found})
     for draw in range(_DRAWS):
-        rng = random.Random(f"{seed}/{draw}")
-        named: list[Found] = []
-        for kind in kinds:
-            own = [f for f in found if f.kind == kind]
-            named += rng.sample(own, min(examples, len(own) // 2))
-        chosen = {id(f) for f in named}
-        rest = [f for f in found if id(f) not in chosen]
+        named, rest = drawn(found, examples, random.Random(f"{seed}/{draw}"))
         for absent in (None, *kinds):
             some = [f for f in named if f.kind != absent]
-            rule = learn(np.stack([f.vector for f in some]), [f.kind for f in some], precision)
+            vectors, names = np.stack([f.vector for f in some]), [f.kind for f in some]
+            rule = learn(vectors, names, precision, [f.thing for f in some])
             for finding in rest if absent is None else [f for f in rest if f.kind == absent]:
                 apart: dict[str, list[float]] = {}
                 for f in some:
@@ -156,6 +162,19 @@ def measured(found: list[Found], examples: int, precision: float, seed: int) -> 
                 counts.given += given
                 counts.right += given and best.name == finding.kind
     return counts
+
+
+def drawn(found: list[Found], examples: int, rng: random.Random) -> tuple[list[Found], list[Found]]:
+    """Findings to name, so many of each kind, each on another thing; and those on none of these things, to test."""
+    named: list[Found] = []
+    for kind in sorted({f.kind for f in found}):
+        own: dict[str, Found] = {}
+        for f in found:
+            if f.kind == kind:
+                own.setdefault(f.thing, f)
+        named += rng.sample(list(own.values()), min(examples, len(own) // 2))
+    things = {f.thing for f in named}
+    return named, [f for f in found if f.thing not in things]
 
 
 def own_types(found: list[Found]) -> dict[str, float]:

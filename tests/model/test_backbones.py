@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from refdiff.memory.records.defect_names import Sight
 from refdiff.memory.settings import MemorySettings
-from refdiff.model.defect_types import UNKNOWN
+from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 from refdiff.model.difference.encoder import Encoder
 from refdiff.model.difference.scorer import load_difference
 from refdiff.model.errors import InputError
@@ -24,6 +25,7 @@ from refdiff.tools.golden_samples.fit import check_parts, fit_product
 from refdiff.tools.inspection.calibration import calibrate, weights_in_use
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.inspection import regions_of
+from refdiff.tools.naming.looks import vector
 from refdiff.tools.workspace import Workspace
 
 
@@ -114,6 +116,21 @@ def test_part_is_inspected_with_an_encoder_that_no_network_was_trained_on(
             fit_product(workspace, "label", "somebody")
         with pytest.raises(InputError, match="train difference --encoder"):
             check_parts(workspace, "label")
+
+
+def test_finding_gets_a_vector_with_an_encoder_that_no_network_was_trained_on(tmp_path: Path) -> None:
+    settings = ModelSettings(encoder=_vit(tmp_path / "net"), cache=tmp_path / "cache", working_px=96)
+    golden = render("label", 1, 0, size=(96, 96)).image
+    photo = golden.copy()
+    photo[30:60, 30:60] = 255 - photo[30:60, 30:60]
+    straight = (1.0, 0, 0, 0, 1, 0, 0, 0, 1)
+    with Workspace.open(MemorySettings(home=tmp_path / "home", qdrant_url=None), settings) as workspace:
+        for registered in (True, False):
+            seen = Sight("", "", registered, straight, (30, 30, 60, 60), 30.0, 30.0, 900)
+            found = vector(workspace, photo, golden, seen)
+            types = found[-4 - len(DIFFERENCE_TYPES) : -4]
+            assert np.isfinite(found).all()
+            assert not types.any()  # nothing says what it is
 
 
 def test_half_precision_weights_compute_in_float32_and_missing_ones_are_refused(tmp_path: Path) -> None:

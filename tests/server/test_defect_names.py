@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from refdiff.agent.people.names import DefectNames
+from refdiff.memory.records.defect_names import Sight
+from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
 from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.cli import main
+from refdiff.tools.naming import examples
+from refdiff.tools.workspace import Workspace
 
 from .conftest import SIZE, said
 
@@ -28,7 +34,7 @@ def test_names_are_given_listed_corrected_and_kept(
     assert (code, made["finding"], made["name"], made["before"], made["note"]) == (
         0, "f1", "Oil spot", None, "from the press",
     )  # fmt: skip
-    assert [n["why"] for n in made["names"]] == ["given from 3 findings on"]
+    assert [n["why"] for n in made["names"]] == ["given from findings of 3 parts on"]
     assert said(capsys, *command, "f2", "oil SPOT", "--by", "bob")[1]["name"] == "Oil spot"  # spelled as it was first
     assert said(capsys, *command, "2", "scratch", "--by", "bob")[1]["before"] == "Oil spot"
     code, found = said(capsys, "defects", "list", "--product", "board")
@@ -68,3 +74,31 @@ def test_names_are_given_listed_corrected_and_kept(
     code, examined = said(capsys, "doctor", "--deep")
     assert code == 65
     assert any(f"picture of named finding f1 of part 7 ({picture})" in f["names"] for f in examined["findings"])
+
+
+def test_name_that_only_findings_of_two_parts_have_is_not_listed_as_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "weights_digest", lambda workspace: "w1")
+    seen = Sight("a" * 64, "b" * 64, True, (1.0, 0, 0, 0, 1, 0, 0, 0, 1), (3, 4, 13, 24), 20.5, 9.25, 180)
+    with Workspace.open(MemorySettings(home=tmp_path / "home", qdrant_url=None)) as workspace:
+        stores = workspace.stores
+
+        def named(inspection_id: str, part: str, name: str, *at: float) -> None:
+            report = {"findings": [{"id": f"f{i}"} for i in range(len(at))], "verdict": "FAIL"}
+            stores.inspections.file(inspection_id, part, "board", "FAIL", "2026-01-01", report)
+            for i, x in enumerate(at):
+                vector = np.array([x, x], np.float32)
+                stores.defect_names.name(
+                    inspection_id, f"f{i}", name, "ana", picture="c" * 64, sight=seen, weights="w1", vector=vector
+                )
+
+        for i in range(3):
+            named(f"dust {i}", f"dust {i}", "dust", 9.0 + i / 10)
+        named("chips", "1", "chip", 0.0, 0.1)
+        named("chip", "2", "chip", 0.2)
+        found = DefectNames(workspace).overview("board")
+        told = [(n.name, n.findings, n.given, n.why) for n in found]
+        assert told[0] == ("chip", 3, False, "given from findings of 3 parts on")
+        named("another chip", "3", "chip", 0.3)
+        assert [n.given for n in DefectNames(workspace).overview("board")] == [True, True]

@@ -303,8 +303,12 @@ def test_stale_calibration_is_redone_and_a_fitting_one_reused(workspace: Workspa
     fewer = current_calibration(workspace, "board")
     assert fewer is not None
     assert (fewer.n, fewer.key != first.key) == (3, True)
+    calibrate(workspace, "board", alpha=0.05)
     workspace.bank.set_status(goldens[0].golden_id, "active", "a mistake")
-    assert current_calibration(workspace, "board") == first  # the bank is as it was
+    back = current_calibration(workspace, "board", by="ana")
+    assert back == replace(first, alpha=0.05)  # the bank is as it was; the rate was said since
+    assert workspace.stores.calibrations.latest("board") == back  # what `product show` and the doctor say
+    assert [r.by for r in workspace.stores.audit.changes() if r.kind == "calibration"][-1] == "ana"
 
 
 def test_golden_enrolled_during_calibration_is_measured_too(

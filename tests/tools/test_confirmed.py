@@ -167,7 +167,7 @@ def test_rest_of_a_confirmed_defect_is_unknown_to_training(monkeypatch: pytest.M
     net, _, _ = read_network()
     recipe = ProductRecipe(pairs=8, passes=1, batch=8)
     example = Example(picture, [view])
-    fit_network(net, [example], lambda p: encoder.embed(p, (64, 64)).maps, recipe, defects=[Confirmed(example, mask)])
+    fit_network(net, [example], lambda p: encoder.embed(p, (64, 64)).maps, recipe, defects=[[Confirmed(example, mask)]])
     [batch] = seen
     of_confirmed = batch.unsure.flatten(1).any(1)
     assert int(of_confirmed.sum()) == 2
@@ -175,9 +175,21 @@ def test_rest_of_a_confirmed_defect_is_unknown_to_training(monkeypatch: pytest.M
     assert (batch.mask[of_confirmed].flatten(1).sum(1) == 4).all()
 
 
-def test_first_tile_of_every_defect_comes_before_the_second_of_any() -> None:
-    tiles: Any = [["a1", "a2"], ["b1"], ["c1", "c2"]]
-    assert module._in_turn(tiles) == ["a1", "b1", "c1", "a2", "c2"]
+def test_tiles_of_a_defect_share_its_eight_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Example] = []
+    monkeypatch.setattr(product_module, "spoiled", lambda picture, *more: picture)
+    monkeypatch.setattr(product_module, "_other_light", lambda picture, rng: picture)
+    monkeypatch.setattr(product_module, "_row", lambda example, *more: made.append(example) or {})
+    good, *tiles = (Example(np.full((32, 32, 3), i, np.uint8), []) for i in range(5))
+    nothing = np.zeros((32, 32), bool)
+    first, second, third, fourth = (Confirmed(tile, nothing) for tile in tiles)
+    net, _, _ = read_network()
+    recipe = ProductRecipe(pairs=100, passes=0)
+    fit_network(net, [good], lambda p: {}, recipe, defects=[[first, second], [third], [fourth]])
+    assert [sum(e is tile for e in made) for tile in tiles] == [4, 4, 8, 8]
+    turns = [e for e in made if e is not good]
+    # the first tile of every defect before the second of any: there may be fewer pairs than tiles
+    assert all(a is b for a, b in zip(turns[:4], [tiles[0], tiles[2], tiles[3], tiles[1]], strict=True))
 
 
 def test_defect_finer_than_a_cell_is_learned_where_it_is_strongest(workspace: Workspace) -> None:
@@ -228,7 +240,8 @@ def test_only_outlined_defects_that_nobody_found_good_are_learned_from(
 def test_confirmed_defects_are_a_quarter_of_the_pairs_at_most(defects: int, pairs: int) -> None:
     turns = [turn for i in range(256) if (turn := confirmed_turn(i, defects)) is not None]
     assert len(turns) == pairs
-    assert all(turns.count(turn) <= 8 for turn in turns)
+    assert all(before < 8 for _, before in turns)
+    assert len(set(turns)) == pairs
 
 
 def test_network_names_the_defects_that_it_learned_from_and_is_out_of_use_once_one_is_found_good(
@@ -236,7 +249,7 @@ def test_network_names_the_defects_that_it_learned_from_and_is_out_of_use_once_o
 ) -> None:
     monkeypatch.setattr(module, "MIN_PARTS", 4)
     monkeypatch.setattr(module._Fit, "found", lambda self, half, *more: (1, 2, 3))
-    seen: list[Sequence[Confirmed]] = []
+    seen: list[Sequence[Sequence[Confirmed]]] = []
 
     def noted(net: DifferenceNetwork, examples: Any, encode: Any, recipe: Any, progress: Any, defects: Any) -> Any:
         seen.append(defects)
@@ -251,7 +264,7 @@ def test_network_names_the_defects_that_it_learned_from_and_is_out_of_use_once_o
     assert made.left_out == {"a golden sample shows the same part": ["i3"]}
     assert made.networks.confirmed == [LearnedDefect(name, photo_of(workspace, name), name) for name in ("i2", "i1")]
     assert [len(defects) for defects in seen] == [2, 2]  # of both halves
-    for defect in [d for defects in seen for d in defects]:
+    for defect in [tile for defects in seen for tiles in defects for tile in tiles]:
         assert defect.mask.shape == defect.example.picture.shape[:2]
         assert defect.mask.sum() == pytest.approx(100, rel=0.6)
         inside = defect.example.picture[defect.mask]

@@ -12,10 +12,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -174,7 +173,7 @@ def _fit_product(
     for i, half in enumerate(halves):
         defects = fit.defects(half)
         seen |= defects.keys()
-        kept_halves.append(fit.trained(half, replace(recipe, seed=recipe.seed + i), _in_turn(defects.values())))
+        kept_halves.append(fit.trained(half, replace(recipe, seed=recipe.seed + i), list(defects.values())))
         del defects  # before those of the next half are there
     if beside := [d.inspection_id for d in confirmed if d.inspection_id not in seen]:
         left_out |= {"its defect lies beside what the golden samples show": beside}
@@ -205,11 +204,6 @@ def _fit_product(
     for _, path in kept_halves:
         path.unlink(missing_ok=True)
     return Fitted(networks, kept, next(iter(by_replaced), None), left_out)
-
-
-def _in_turn(tiles: Iterable[Sequence[Confirmed]]) -> list[Confirmed]:
-    """The first tile of every defect, then the second: there may be fewer pairs than tiles."""
-    return [tile for nth in zip_longest(*tiles) for tile in nth if tile is not None]
 
 
 def check_parts(workspace: Workspace, product: str) -> None:
@@ -255,7 +249,7 @@ class _Fit:
     confirmed: Sequence[ConfirmedDefect] = ()
 
     def trained(
-        self, half: Sequence[Golden], recipe: ProductRecipe, defects: Sequence[Confirmed]
+        self, half: Sequence[Golden], recipe: ProductRecipe, defects: Sequence[Sequence[Confirmed]]
     ) -> tuple[DifferenceNetwork, Path]:
         """A network trained on one half, and where it is kept in case of an interruption."""
         workspace = self.workspace

@@ -27,7 +27,8 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
 
     goldens_with_scale: how many have one of their own. smallest_defect: how fine photos are looked at, None before a golden
     is in a frame. last_fit: how it went, None if there was none.
-    A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
+    A calibration is stale if the next inspection measures it again, or takes up an earlier one. JSON data.
+    Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
     if found is None:

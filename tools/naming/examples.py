@@ -54,6 +54,10 @@ class NamedDefects:
         names = [e.name for e in self.examples]
         return {name: names.count(name) for name in sorted(set(names))}
 
+    def parts(self, name: str) -> int:
+        """How many parts have a finding of that name: what the rule asks for."""
+        return len({e.naming.part_id for e in self.examples if e.name == name})
+
 
 def named_defects(workspace: Workspace, product: str) -> NamedDefects | None:
     """Those of a product as they are now; None where nobody has named a finding. Kept until somebody names another.
@@ -115,7 +119,6 @@ def judged(known: NamedDefects, others: Sequence[Like]) -> Similar | None:
     best = nearest(by_name)
     if best is None:
         return None
-    parts = len({e.naming.part_id for e in known.examples if e.name == best.name})
-    given = best.name if known.rule.allows(best, parts) else None
+    given = best.name if known.rule.allows(best, known.parts(best.name)) else None
     likes = [like for like in others if like.example.name == best.name]
     return Similar(given, best.name, best.strangeness, likes, list(others))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.defect_names import Sight
+from refdiff.model.arrays import like
 from refdiff.model.difference.comparing import MAP_STRIDE
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.matching import ReferenceView
@@ -68,9 +69,11 @@ def vector(workspace: Workspace, photo: RgbImage, golden: RgbImage, seen: Sight)
     if seen.registered:
         view = ReferenceView(other.maps, view.valid, True, _planes(there), torch.from_numpy(covered), other.maps)
     found = workspace.difference.compare(_planes(here), mine.maps, [view])
-    weight = torch.from_numpy(_inside(seen.box, window)) * (torch.sigmoid(found.logits) + _LEAST)
+    weight = torch.from_numpy(_inside(seen.box, window))
+    logits, types = like(found.logits, weight), like(found.types, weight)  # plain arrays where no network compares
+    weight = weight * (torch.sigmoid(logits) + _LEAST)
     parts = [_SEEN_WEIGHT * _unit(_pooled(mine.maps[s], weight)) for s in _SEEN]
-    parts += [np.sqrt(_pooled(found.types, weight)), _SHAPE_WEIGHT * _shape(seen, photo.shape)]
+    parts += [np.sqrt(_pooled(types, weight)), _SHAPE_WEIGHT * _shape(seen, photo.shape)]
     return np.concatenate(parts).astype(np.float32)
 
 
