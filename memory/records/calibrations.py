@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, update
+from sqlalchemy import Connection, Row, delete, insert, update
 
 from refdiff.memory.changes import CALIBRATION, calibration_state, calibration_subject, changing, record_change
 from refdiff.memory.database import tables as t
@@ -30,27 +30,26 @@ class CalibrationStore:
 
         by: who asked for it, for the audit record; an inspection that found the last one stale does so by itself.
         """
-        new = _row(calibration)
+        c = calibration
+        product, created_at = check_product_name(c.product), to_utc(c.created_at)
+        try:
+            scores = json.dumps(c.scores, allow_nan=False)
+            extra = _extra(c)
+        except (TypeError, ValueError) as e:
+            raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
+        new = {
+            "product": product, "key": c.key, "scores": scores, "pixel_threshold": c.pixel_threshold, "n": c.n,
+            "reference_count": c.references, "created_at": created_at, "seconds": c.seconds, "extra": extra,
+        }  # fmt: skip
         with changing(self._db) as conn:
-            _make_newest(conn, new, by)
-
-    def take_up(self, product: str, key: str, by: str = "refdiff") -> Calibration | None:
-        """The product's calibration of that key, made its latest; None if there is none.
-
-        Its bank may be again as it was before. Which false-reject rate to ask for was said of the product, not of that state
-        of the bank: it stays that of the latest one. by: as in `save`.
-        """
-        latest = self.latest(product)
-        if latest is not None and latest.key == key:
-            return latest  # the usual case takes no write lock
-        if self.get(product, key) is None:
-            return None
-        with changing(self._db) as conn:
-            latest, known = self.latest(product), self.get(product, key)  # as they are in this transaction
-            if latest is not None and known is not None and latest.key != key:
-                known = replace(known, alpha=latest.alpha)
-                _make_newest(conn, _row(known), by)
-        return known
+            known = _newest(conn, product)
+            # not an upsert: the new row must also become the newest
+            conn.execute(delete(t.calibrations).where(_C.product == product, _C.key == c.key))
+            conn.execute(insert(t.calibrations), new)
+            row = _newest(conn, product)
+            assert row is not None
+            before = calibration_state(known) if known else None
+            record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
 
     def keep_marks(self, calibration: Calibration) -> None:
         """Keep the marks of a calibration, if it is still the one that was saved. They decide nothing."""
@@ -61,43 +60,21 @@ class CalibrationStore:
 
     def latest(self, product: str) -> Calibration | None:
         """The product's newest calibration, stale or not; None if there is none."""
-        return self._one(_C.product == check_product_name(product))
-
-    def get(self, product: str, key: str) -> Calibration | None:
-        """The product's calibration of that key; None if there is none."""
-        return self._one(_C.product == check_product_name(product), _C.key == key)
-
-    def _one(self, *where: ColumnElement[bool]) -> Calibration | None:
         with self._db.connection() as conn:
-            row = t.find(conn, t.calibrations, *where, order=[_C.seq.desc()])
+            row = _newest(conn, check_product_name(product))
         return None if row is None else _calibration(row)
 
+    def get(self, product: str, key: str) -> Calibration | None:
+        """The product's calibration of that key; None if there is none.
 
-def _row(c: Calibration) -> dict[str, Any]:
-    """Raises RefDiffError for numbers that JSON does not know."""
-    product, created_at = check_product_name(c.product), to_utc(c.created_at)
-    try:
-        scores = json.dumps(c.scores, allow_nan=False)
-        extra = _extra(c)
-    except (TypeError, ValueError) as e:
-        raise RefDiffError(f"calibration of {product!r} cannot be kept: {e}; calibrate again") from e
-    return {
-        "product": product, "key": c.key, "scores": scores, "pixel_threshold": c.pixel_threshold, "n": c.n,
-        "reference_count": c.references, "created_at": created_at, "seconds": c.seconds, "extra": extra,
-    }  # fmt: skip
-
-
-def _make_newest(conn: Connection, new: dict[str, Any], by: str) -> None:
-    """With its audit record, within the caller's `changing`."""
-    product = new["product"]
-    known = _newest(conn, product)
-    # not an upsert: the new row must also become the newest
-    conn.execute(delete(t.calibrations).where(_C.product == product, _C.key == new["key"]))
-    conn.execute(insert(t.calibrations), new)
-    row = _newest(conn, product)
-    assert row is not None
-    before = calibration_state(known) if known else None
-    record_change(conn, CALIBRATION, calibration_subject(row), by, before, calibration_state(row))
+        Its bank may be again as it was some calibrations ago. Which false-reject rate to ask for was said of the product,
+        not of that state of the bank: it is that of the latest one.
+        """
+        with self._db.connection() as conn:
+            name = check_product_name(product)
+            row = t.find(conn, t.calibrations, _C.product == name, _C.key == key, order=[_C.seq.desc()])
+            latest = _newest(conn, name)
+        return None if row is None or latest is None else replace(_calibration(row), alpha=_calibration(latest).alpha)
 
 
 def _newest(conn: Connection, product: str) -> Row[Any] | None:

@@ -95,9 +95,9 @@ def _look(workspace: Workspace) -> Bank:
         BankContents(goldens, [f"{d.name}: {d.reason}" for d in bank.damaged()]), differences=bank.differences()
     )
     for product in sorted({g.product for g in goldens}):
-        if (newest := calibrations.latest(product)) is not None:
+        if calibrations.latest(product) is not None:
             found.calibrated.append(product)
-            if newest.key != calibration_key(workspace, product, workspace.settings.references):
+            if calibrations.get(product, calibration_key(workspace, product, workspace.settings.references)) is None:
                 found.stale.append(product)
     return found
 

@@ -471,20 +471,15 @@ def test_calibrations_are_stored_by_key_and_the_latest_is_found(stores: Stores) 
     assert store.latest("gear") == again
 
 
-def test_calibration_of_before_is_taken_up_with_the_newest_rate(stores: Stores) -> None:
+def test_calibration_of_before_asks_for_the_rate_of_the_latest(stores: Stores) -> None:
     store = stores.calibrations
     one = Calibration("gear", "k1", [0.5], 0.75, 1, 3, to_utc("2026-01-01"), alpha=0.05)
     marked = replace(one, marks=[MarksFound("spot", 4, 4, 0.4, [3.0])])
-    assert store.take_up("gear", "k1") is None
     store.save(marked)
     store.save(replace(one, key="k2", alpha=0.01))
-    before = stores.audit.head()
-    assert store.take_up("gear", "k3") is None
-    assert store.take_up("gear", "k2") == store.latest("gear")
-    assert stores.audit.head() == before  # nothing has changed
-    found = store.take_up("gear", "k1", "ana")
-    assert found == store.latest("gear") == replace(marked, alpha=0.01)
-    assert stores.audit.verify_store().problems == []
+    assert store.get("gear", "k3") is None
+    assert store.get("gear", "k2") == store.latest("gear")
+    assert store.get("gear", "k1") == replace(marked, alpha=0.01)
 
 
 # -- inspections and dispositions

@@ -425,19 +425,16 @@ def current_calibration(
     progress: Progress = silent,
     by: str = "refdiff",
 ) -> Calibration | None:
-    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts. by: who asked.
-
-    One that was measured when the bank was the same is taken up again, as the product's latest.
-    """
+    """The calibration that fits the bank as it is now, redone if stale; None with fewer than two parts. by: who asked."""
     k = references or workspace.settings.references
-    known = workspace.stores.calibrations.take_up(product, calibration_key(workspace, product, k), by)
+    known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
     if known is not None:
         return known
     if count_parts(workspace, product) < MIN_PARTS:
         return None
     with _calibrating(workspace, product, progress):
         # by the one that was waited for
-        known = workspace.stores.calibrations.take_up(product, calibration_key(workspace, product, k), by)
+        known = workspace.stores.calibrations.get(product, calibration_key(workspace, product, k))
         return known or _calibrate(workspace, product, k, progress, None, by)
 
 

@@ -27,8 +27,7 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
 
     goldens_with_scale: how many have one of their own. smallest_defect: how fine photos are looked at, None before a golden
     is in a frame. last_fit: how it went, None if there was none.
-    A calibration is stale if the next inspection measures it again, or takes up an earlier one. JSON data.
-    Raises UnknownProductError.
+    A calibration is stale if the next inspection measures it again. JSON data. Raises UnknownProductError.
     """
     found = workspace.stores.products.get(name)
     if found is None:
@@ -36,11 +35,12 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     goldens = workspace.bank.list(found.name)
     statuses = [g.status for g in goldens]
     last = workspace.stores.networks.last_attempt(found.name)
-    latest = workspace.stores.calibrations.latest(found.name)
+    calibrations = workspace.stores.calibrations
+    in_use = calibrations.get(found.name, calibration_key(workspace, found.name, workspace.settings.references))
+    shown = in_use or calibrations.latest(found.name)
     calibration = None
-    if latest is not None:
-        stale = latest.key != calibration_key(workspace, found.name, workspace.settings.references)
-        calibration = calibration_overview(workspace, latest) | {"stale": stale}
+    if shown is not None:
+        calibration = calibration_overview(workspace, shown) | {"stale": in_use is None}
     return found.document | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
