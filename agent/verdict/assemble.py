@@ -294,6 +294,7 @@ def conclude(
         alpha=alpha,
         in_doubt=canonical.in_doubt,
         findings=findings(by_type=False),
+        p_rest=canonical.p_rest,
         oddities=[*canonical.pose, *(count_text(c) for c in _components(canonical) if c.wrong)],
         reading=reading,
         problems=canonical.problems,

@@ -52,6 +52,7 @@ class PolicyInput:
     alpha: float  # requested false-reject rate
     in_doubt: int = 0  # 1: the highest of the n scores may be that of a defect, and sets no limit
     findings: list[RatedFinding] = field(default_factory=list)
+    p_rest: float | None = None  # of the image score without the findings; None where nothing else makes the score
     # what no place shows, "component 2: 5 of 6", "the photo registers to none of its golden samples"; part of the score
     oddities: list[str] = field(default_factory=list)
     reading: LlmReading | None = None
@@ -170,10 +171,15 @@ def decide(facts: PolicyInput) -> Decision:
 
 
 def _by_score(facts: PolicyInput, p: float, attained: float) -> Decision:
-    review = max(REVIEW_P, 2 * attained)
+    review = _review_p(attained)
     # what no good part shows is never passed over, however many golden samples deviate in something else
     verdict = Verdict.FAIL if p <= attained else Verdict.REVIEW if p <= review or facts.oddities else Verdict.PASS
     return Decision(verdict, VerdictBasis.ANOMALY, _score_reason(facts, verdict, p, attained), attained)
+
+
+def _review_p(attained: float) -> float:
+    """The p-value up to which a person has to look."""
+    return max(REVIEW_P, 2 * attained)
 
 
 def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: float) -> str:
@@ -191,7 +197,7 @@ def _score_reason(facts: PolicyInput, verdict: Verdict, p: float, attained: floa
         return f"{stand_out}, but {show} a difference at least as large {shown}"
     if verdict is Verdict.REVIEW:
         if odd:
-            only = "and only" if p <= max(REVIEW_P, 2 * attained) else "but"
+            only = "and only" if p <= _review_p(attained) else "but"
             return f"{odd}, {only} {show} a difference as large {shown}"
         return f"Borderline: only {show} a difference as large {shown}"
     if odd and not as_high:
@@ -242,5 +248,10 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         return decision
     if all(f.rated.within for f in facts.findings) and not facts.oddities:  # a limit accepts findings, nothing else
         accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
-        return Decision(Verdict.PASS, VerdictBasis.LIMIT, f"All findings are within limits: {accepted}", attained)
+        reason, rest = f"All findings are within limits: {accepted}", facts.p_rest
+        if rest is not None and rest <= _review_p(attained):  # they do not explain the score
+            show = _good_parts_show(_as_high(rest, facts.n), facts.n)
+            reason += f"; but only {show} a difference as large as the rest of the photo (p {apart(rest, attained, 2)})"
+            return Decision(Verdict.REVIEW, VerdictBasis.ANOMALY, reason, attained)
+        return Decision(Verdict.PASS, VerdictBasis.LIMIT, reason, attained)
     return decision

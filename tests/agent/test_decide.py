@@ -80,6 +80,13 @@ def test_verdict_without_findings_follows_the_p_value(p: float | None, n: int, a
         (0.01, {"findings": _findings(WITHIN, UNRATED)}, "FAIL", "anomaly"),
         (0.01, {"findings": _findings()}, "FAIL", "anomaly"),
         (0.9, {"findings": _findings(WITHIN)}, "PASS", "anomaly"),
+        # but only what explains the score: of what is left without the findings, a person decides
+        (0.01, {"findings": _findings(WITHIN, peak_p=0.2), "p_rest": 0.01}, "REVIEW", "anomaly"),
+        (0.03, {"findings": _findings(WITHIN), "p_rest": 0.05}, "REVIEW", "anomaly"),
+        (0.01, {"findings": _findings(WITHIN), "p_rest": 0.06}, "PASS", "limit"),
+        (0.01, {"findings": _findings(WITHIN), "p_rest": 0.01, "reading": SEES_NONE}, "REVIEW", "anomaly"),
+        (0.01, {"findings": _findings(UNRATED), "p_rest": 0.9}, "FAIL", "anomaly"),
+        (0.9, {"findings": _findings(WITHIN), "p_rest": 0.01}, "PASS", "anomaly"),
         # limits and zones reject what is there beyond doubt
         (0.01, {"findings": _findings(WITHIN, REJECT)}, "FAIL", "limit"),
         (0.9, {"findings": _findings(ZONE, peak_p=0.01)}, "FAIL", "limit"),
@@ -336,6 +343,9 @@ TOP, AMONG = 1 / 31, 3 / 31  # of a region: beyond all of 30 good parts, or as s
         (13 / 31, [AMONG], {"rated": ZONE},
          "Scratch f1 lies in critical zone bore; but 2 of 30 good parts show a difference as strong"),
         (1 / 31, [TOP], {"rated": WITHIN}, "All findings are within limits: Scratch f1 is 0.4 mm long; the limit is 0.5 mm"),
+        (1 / 31, [TOP], {"rated": WITHIN, "p_rest": 2 / 31},
+         "All findings are within limits: Scratch f1 is 0.4 mm long; the limit is 0.5 mm; "
+         "but only 1 of 30 good parts shows a difference as large as the rest of the photo (p 0.065)"),
         # the model, and the set-up
         (13 / 31, [], {"reading": SEES},
          "No difference beyond what 12 of 30 good parts show (p 0.42); "

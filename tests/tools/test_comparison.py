@@ -16,14 +16,16 @@ from refdiff.memory.golden_bank.golden import Golden
 from refdiff.memory.records.captures import Capture
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.errors import InputError, UnknownProductError, UnknownRecordError
-from refdiff.model.images import encode_png
+from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.context import measure_evidence
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection import inspection
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.difference import Comparison
-from refdiff.tools.inspection.inspection import inspect_photo
+from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
+from refdiff.tools.inspection.pieces import Extent
 from refdiff.tools.inspection.retrieval import nearest_goldens, retrieve_reference
 from refdiff.tools.inspection.scale import resolve_scale
 from refdiff.tools.inspection.zones import place_zones
@@ -268,6 +270,11 @@ def test_unknown_product_error_names_the_known_ones(workspace: Workspace) -> Non
         compare(workspace, part("a").image, "bord")
 
 
+def _inspected(workspace: Workspace, image: RgbImage) -> PhotoInspection:
+    photo = workspace.stores.images.put(encode_png(image))
+    return inspect_photo(workspace, workspace.stores.captures.add("9", "board", photo))
+
+
 # ---- zones ----
 
 
@@ -333,6 +340,50 @@ def test_comparison_reports_zones_that_cannot_be_placed(workspace: Workspace) ->
     _spec(workspace, [0, 0, 20, 20])
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     assert not compare(workspace, noise, "board").zones_placed
+
+
+@pytest.mark.usefixtures("zones")
+@pytest.mark.parametrize("limits", [[], [{"zone": "z", "max_length_px": 5, "severity": "minor"}]])
+def test_limits_of_a_zone_that_cannot_be_placed_ask_a_person(
+    workspace: Workspace, limits: list[dict[str, Any]]
+) -> None:
+    _spec(workspace, [0, 0, 20, 20], kind="named", limits=limits)
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    problems = _inspected(workspace, noise).problems
+    assert any(p.startswith("zones of limits could not be placed") for p in problems) == bool(limits)
+    assert not any("zones" in p for p in _inspected(workspace, part("a", broken=True).image).problems)
+
+
+@pytest.mark.usefixtures("zones")
+def test_finding_whose_outline_reaches_into_a_critical_zone_touches_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measured px of a defect may leave the region of the map that it was found by."""
+    image = part("a", broken=True).image
+    [found, *_] = _inspected(workspace, image).regions
+    x0, y0, x1, y1 = found.region.box
+    beside = (0, y0, x0, y1) if x0 > 20 else (x1, y0, SIZE[1], y1)
+    zone = [beside[0] + 2, y0, beside[2] - 2, y1]
+    _spec(workspace, zone, kind="critical")
+    assert _inspected(workspace, image).regions[0].zones == []
+    drawn = Extent(beside, np.ones((y1 - y0, beside[2] - beside[0]), bool))
+    monkeypatch.setattr(inspection, "extent_of", lambda *_: drawn)
+    [reaching, *_] = _inspected(workspace, image).regions
+    assert (reaching.zones, reaching.places) == (["z"], ["z"])
+
+
+def test_score_of_the_rest_is_that_of_a_good_part_only_where_the_findings_explain_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = part("a", broken=True).image
+    found = _inspected(workspace, image)
+    assert found.p_value == pytest.approx(1 / 13)
+    assert found.p_rest is not None
+    assert found.p_rest > 2 / 13
+    [region, *_] = [r.region for r in found.regions]
+    speck = replace(region, box=(4, 4, 8, 8), mask=np.ones((4, 4), bool), area_px=16)
+    monkeypatch.setattr(inspection, "regions_of", lambda *_, **__: [speck])
+    assert _inspected(workspace, image).p_rest == found.p_value
 
 
 @pytest.mark.usefixtures("zones")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
+from refdiff.tools.framing.photos import Grid
+from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.inspection.difference import OnPhoto, ScoredCells
 from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.vision.regions import find_regions
@@ -25,6 +29,28 @@ def test_low_threshold_does_not_extend_a_region_into_its_halo() -> None:
     assert region.box == (50, 60, 90, 80)
     assert region.area_px == 20 * 40
     assert region.mask.shape == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("speck", "elsewhere", "rest"),
+    [
+        (0.30, 0.29, 0.29),  # a broad faint stain, which no place of the map shows
+        (0.30, 0.02, 0.0),
+        (0.90, 0.20, 0.20),
+        (0.90, 0.05, 0.0),  # what a strong defect does all over
+    ],
+)
+def test_score_without_a_speck_is_that_of_what_is_as_strong(speck: float, elsewhere: float, rest: float) -> None:
+    grid = Grid((320, 320), np.eye(3), None, True, [Tile(0, 0, 320, 320)])
+    values = np.full((80, 80), 0.01, np.float32)
+    values[40:70, 40:70] = elsewhere
+    values[10:14, 10:14] = speck
+    values[8:16, 15:17] = speck / 2  # its surroundings
+    cells = ScoredCells(values, np.ones((80, 80), bool), grid, OnPhoto((320, 320), grid), 4.0)
+    found = np.zeros((320, 320), bool)
+    assert cells.score_without(found) == cells.score == pytest.approx(speck)
+    found[40:56, 40:56] = True
+    assert cells.score_without(found) == pytest.approx(rest)
 
 
 def test_black_photo_is_reported_as_a_problem_and_a_good_one_is_not(tmp_path: Path) -> None:

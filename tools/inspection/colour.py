@@ -123,6 +123,17 @@ def height_alone(difference: Difference, calibration: Calibration) -> float | No
     return calibration.maps[0].standing(scores[0][0]) if scores else None
 
 
+def score_without(difference: Difference, calibration: Calibration, found: Mask) -> float | None:
+    """The image score if what was `found`, bool on the photo, and what surrounds it did not count; None where the score is
+    the value of the highest place, which is among what is found."""
+    colour = difference.colour
+    cells = colour.found.cells if colour else difference.cells
+    if cells is None:
+        return None
+    score = cells.score_without(found)
+    return calibration.maps[1].standing(score) if colour else score
+
+
 def as_each_stands_out(
     difference: Difference, calibration: Calibration | None, stands_out: Callable[[float], bool]
 ) -> Difference:

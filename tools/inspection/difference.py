@@ -27,10 +27,11 @@ from refdiff.model.thermal.difference import HeatDifference
 from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
 from refdiff.tools.inspection.focus import Focus
-from refdiff.tools.vision.regions import map_size, on_map
+from refdiff.tools.vision.regions import MIN_RELATIVE_PEAK, map_size, on_map
 from refdiff.tools.vision.registration import Alignment, Matrix, coverage, scaling, warp, warp_reference
 from refdiff.tools.workspace import Workspace
 
+_SURROUNDINGS = 2.0  # cells of the descriptors around a finding that differ because of it
 _LEVEL_PART = 0.25  # a defect that covers less than three quarters of the photo leaves this part of the cells as it is
 
 
@@ -47,6 +48,8 @@ class Difference:
     cell: float  # px of the map that the distance to the nearest patch cannot tell apart: one of its cells
     focus_problem: str  # why the photo's focus makes this unreliable, "" if it does not
     level: float  # lower quartile of the cells that count: how much even what fits best differs
+    # of photos: what the score is the mean of; None where it is the value of the map's highest place
+    cells: ScoredCells | None = None
     added: float = 0.0  # part of the score that no place of the map shows: wrong counts, a photo that does not register
     heat: HeatDifference | None = None  # of a thermal picture: what its places are measured in
     height: HeightDifference | None = None  # of a height map: the same
@@ -214,17 +217,48 @@ def score_difference(
     seen_at = [finest, *(compared_at(sized, references, network) for sized in sizes[1:])]
     keep = scored_cells(finest.reached, ignored, grid)
     cells = mean_cells([s.cells for s in seen_at], [s.reached for s in seen_at]) * keep
+    coarsest = max(max(grid.size) / max(sized.grid.size) for sized in sizes)
+    scored_by = ScoredCells(cells, keep, grid, back, _SURROUNDINGS * coarsest * GRID_STRIDE / MAP_STRIDE)
     # half a cell of smoothing: the map must not show the grid
     large = cv2.resize(cells, grid.size[::-1], interpolation=cv2.INTER_LINEAR)
     smooth = back.to(np.asarray(cv2.GaussianBlur(large, (0, 0), MAP_STRIDE / 2), np.float32), size)
     if ignore is not None:
         smooth[ignore] = 0
-    score = grid_score(cells, keep, grid)
+    score = scored_by.score
     covered = float((back.to(finest.reached, back.cells) > 0.5).mean())
     types = np.stack([back.to(_mean_of(kind), back.cells) for kind in zip(*(s.types for s in seen_at), strict=True)])
     scored, cell, problem = float(keep.mean()), back.cell_px(size), focus.problem()
     level = float(np.quantile(cells[keep], _LEVEL_PART)) if keep.any() else 0.0
-    return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem, level)
+    return Difference(smooth, score, float(smooth.max()), covered, scored, types, cell, problem, level, scored_by)
+
+
+@dataclass(frozen=True)
+class ScoredCells:
+    """What the image score of a photo is the mean of.
+
+    values: (h, w) >= 0 of a grid, at the stride of the map; keep: those that count. back: to the photo. surroundings: cells
+    around a defect that differ because of it.
+    """
+
+    values: NDArray[np.float32]
+    keep: NDArray[np.bool_]
+    grid: Grid
+    back: OnPhoto
+    surroundings: float
+
+    @property
+    def score(self) -> float:
+        return grid_score(self.values, self.keep, self.grid)
+
+    def score_without(self, found: NDArray[np.bool_]) -> float:
+        """The score if what was `found`, bool on the photo, and what surrounds it did not count; 0 where it is so much
+        lower that it may be the halo of what was found."""
+        there = self.back.onto(found) > 0
+        if not there.any():
+            return self.score
+        away = cv2.distanceTransform((~there).astype(np.uint8), cv2.DIST_L2, 5) > self.surroundings
+        rest = grid_score(self.values, self.keep & away, self.grid)
+        return rest if rest > MIN_RELATIVE_PEAK * self.score else 0.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,10 +29,17 @@ from refdiff.tools.inspection.calibration import (
     with_pose,
 )
 from refdiff.tools.inspection.clock import Clock
-from refdiff.tools.inspection.colour import as_each_stands_out, as_one, as_photo, height_alone, places_apart
+from refdiff.tools.inspection.colour import (
+    as_each_stands_out,
+    as_one,
+    as_photo,
+    height_alone,
+    places_apart,
+    score_without,
+)
 from refdiff.tools.inspection.comparison import compare_with
 from refdiff.tools.inspection.components import Count
-from refdiff.tools.inspection.difference import Comparison
+from refdiff.tools.inspection.difference import Comparison, Difference
 from refdiff.tools.inspection.light import other_light
 from refdiff.tools.inspection.methods import Described, Method, Remarks, method_of
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
@@ -41,6 +49,7 @@ from refdiff.tools.inspection.zones import place_zones, product_spec
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAX_REGIONS, PART_OF_PEAK, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
+from refdiff.tools.vision.shape import union
 from refdiff.tools.workspace import Workspace
 
 _MIN_COVERED = 0.6  # part of the photo that references must reach
@@ -74,6 +83,8 @@ class PhotoInspection:
     regions: list[RegionResult]  # strongest first
     crowded: bool  # there may be more: only the strongest of the map were measured
     problems: list[str]  # why a person should look, whatever the score
+    # of the image score without the regions and what surrounds them; None where nothing but regions makes the score
+    p_rest: float | None = None
     in_doubt: int = 0  # see `calibration.in_doubt`
     counts: list[Count] = field(default_factory=list)  # of each component of the product
     pose: list[str] = field(
@@ -95,10 +106,24 @@ def regions_of(comparison: Comparison, threshold: float, *, at_least_one: bool) 
     return regions
 
 
-def touches(mask: NDArray[np.bool_], region: Region, size: tuple[int, ...]) -> bool:
-    """Does a zone (`mask`, as `place_zones` gives it) reach into a region of a photo of `size` (H, W, ...)?"""
-    under = map_window(mask.astype(np.uint8), region.box, size)
-    return bool((under.astype(bool) & region.mask).any())
+def touches(mask: NDArray[np.bool_], seen: Extent, size: tuple[int, ...]) -> bool:
+    """Does a zone (`mask`, as `place_zones` gives it) reach into a place of a photo of `size` (H, W, ...)?"""
+    under = map_window(mask.astype(np.uint8), seen.box, size)
+    return bool((under.astype(bool) & seen.mask).any())
+
+
+def _p_rest(
+    difference: Difference, calibration: Calibration | None, regions: Sequence[RegionResult], size: tuple[int, ...]
+) -> float | None:
+    """See `PhotoInspection.p_rest`. size: (H, W, ...) of the photo."""
+    if calibration is None or not regions:
+        return None
+    found = np.zeros(size[:2], bool)
+    for result in regions:
+        (x0, y0, x1, y1), mask = union([(seen.box, seen.mask) for seen in (result.region, result.extent)])
+        found[y0:y1, x0:x1] |= mask
+    rest = score_without(difference, calibration, found)
+    return None if rest is None else p_value(calibration, rest)
 
 
 def inspect_photo(
@@ -166,13 +191,17 @@ def inspect_photo(
     critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
-    named, _ = place_zones(workspace, query, capture.sha256, capture.product, "named")
+    named, placed = place_zones(workspace, query, capture.sha256, capture.product, "named")
+    if not placed and any(limit.zone in named for limit in spec.limits):
+        problems.append("zones of limits could not be placed: the photo could not be registered")
     measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
     regions: list[RegionResult] = []
     for pieces in things(measured, cell := difference.cell_of(query.shape)):
         region = merged([r for r, _ in pieces], difference.types, query.shape)
         measurement = measured_as_one([m for _, m in pieces], query.shape, scale.mm_per_px, scale.uncertainty)
         extent = extent_of(pieces, measurement, difference.anomaly_map, query.shape, cell)
+        # a defect may continue beyond its region: all that is drawn of it counts
+        seen = Extent(*union([(region.box, region.mask), (extent.box, extent.mask)]))
         height, width = query.shape[:2]
         described = method.describe(comparison, capture.sha256, region, measurement, scale)
         place = described.place or place_name(extent.box, (height, width))
@@ -183,8 +212,8 @@ def inspect_photo(
                 extent=extent,
                 confidence=region_confidence(calibration, region.peak) if calibration else 0.0,
                 peak_p=peak_p_value(calibration, region.peak) if calibration else None,
-                zones=[name for name, mask in critical.items() if touches(mask, region, query.shape)],
-                places=[name for name, mask in (critical | named).items() if touches(mask, region, query.shape)],
+                zones=[name for name, mask in critical.items() if touches(mask, seen, query.shape)],
+                places=[name for name, mask in (critical | named).items() if touches(mask, seen, query.shape)],
                 described=described,
             )
         )
@@ -202,6 +231,7 @@ def inspect_photo(
         regions,
         crowded,
         problems,
+        _p_rest(difference, calibration, regions, query.shape),
         doubted,
         counts,
         pose.said,
