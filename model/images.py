@@ -119,7 +119,7 @@ def _open(data: bytes, name: str, settings: ModelSettings) -> ImageFile.ImageFil
     unreadable = (
         f"holds {held}, which cannot be read; save it as PNG"
         if held
-        else ("not an image that can be read (PNG, JPEG, TIFF, BMP, WebP are)")
+        else ("not an image that can be read (PNG, JPEG, JPEG 2000, TIFF, BMP, WebP, GIF and PNM are)")
     )
     with _reading(name, unreadable):
         try:

@@ -16,6 +16,7 @@ from refdiff.memory.kinds import Role
 from refdiff.memory.settings import MemorySettings, login_name
 from refdiff.model.errors import RefDiffError
 from refdiff.model.settings import ENVIRONMENT, ModelSettings
+from refdiff.tools.exported.signing import ExportSettings
 from refdiff.tools.settings import ToolsSettings
 
 S = TypeVar("S", bound=BaseSettings)
@@ -133,6 +134,7 @@ class Settings:
     agent: AgentSettings
     server: ServerSettings
     chat: ChatSettings
+    export: ExportSettings
 
     @property
     def behind_a_proxy(self) -> str | None:
@@ -162,6 +164,7 @@ def load_settings(**explicit: Any) -> Settings:
         agent=_load(AgentSettings, given),
         server=_load(ServerSettings, given),
         chat=_load(ChatSettings, given),
+        export=_load(ExportSettings, given),
     )
 
 

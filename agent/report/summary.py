@@ -41,7 +41,7 @@ BASIS_WORDS = {
     VerdictBasis.ANOMALY: "image score against the calibration",
     VerdictBasis.LIMIT: "limit of the product specification",
     VerdictBasis.LLM_DISAGREEMENT: "language model and image score disagree",
-    VerdictBasis.SYSTEM: "calibration or set-up needs attention",
+    VerdictBasis.SYSTEM: "nothing: calibration or set-up needs attention",
 }
 _SOURCES = {"file": "from the file", "product": "stated by the specification", "capture": "stated with the file"}
 _SCALE_SOURCES = {"capture": "given with the photo", "golden": "from the golden sample, through the registration"}

@@ -150,7 +150,7 @@ def _unknown(part_id: str, others: list[str]) -> str:
     likely = heapq.nlargest(_COMPARED, folded, key=lambda other: len(pairs & _pairs(other)))
     near = difflib.get_close_matches(wanted, likely, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(folded[n] for n in near)}?" if near else "no part id looks like it."
-    return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id}`"
+    return f"no capture of part {part_id}; {hint} Record its photo with `refdiff capture --part {part_id} --product P IMAGE`"
 
 
 def _pairs(text: str) -> set[str]:

@@ -14,7 +14,7 @@ import typer
 
 from refdiff.model.errors import UnavailableError
 from refdiff.server.cli import output
-from refdiff.server.cli.invocation import open_stores, settings
+from refdiff.server.cli.invocation import current, open_stores, settings
 from refdiff.server.cli.options import Json, MaybeProduct, clean, minute
 from refdiff.server.cli.output import emit
 from refdiff.server.signals import HUNG, stopping
@@ -110,6 +110,11 @@ def inspect_batch(
                 output.note("nobody inspects at this moment; start one: refdiff worker (or refdiff serve)")
             _emit(stores, found)
     if interrupted():
+        if not stopped:
+            current().goes_on = (
+                "parts that wait are inspected by `refdiff worker` or `refdiff serve`; to cancel them: "
+                f"refdiff batch stop {found.batch_id}"
+            )
         raise KeyboardInterrupt
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_stores, settings
-from refdiff.server.cli.options import Json, MaybeProduct, minute
+from refdiff.server.cli.options import Json, MaybeProduct, minute, unknown_said
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # the database's library takes a while to import
@@ -29,7 +29,9 @@ def list_captures(part: MaybePart = None, product: MaybeProduct = None, _json: J
     """List captured photos, newest first."""
     with open_stores() as stores:
         found = stores.captures.list(part, product)
-    emit({"captures": [asdict(c) for c in found]}, _table(found) if found else "no captured photos")
+        given = part is not None or product is not None
+        nothing = unknown_said(stores, product) or ("no captured photo matches" if given else "no captured photos")
+    emit({"captures": [asdict(c) for c in found]}, _table(found) if found else nothing)
 
 
 @captures.command("remove", epilog="Example: refdiff captures remove --part 80 --product Alien")

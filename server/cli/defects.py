@@ -11,7 +11,7 @@ import typer
 
 from refdiff.server.cli import output
 from refdiff.server.cli.invocation import open_workspace, settings
-from refdiff.server.cli.options import InspectionId, Json, MaybeProduct, ProductName, clean, minute
+from refdiff.server.cli.options import InspectionId, Json, MaybeProduct, ProductName, clean, minute, unknown_said
 from refdiff.server.cli.output import emit
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 def name_defect(
     inspection_id: InspectionId,
     finding: FindingId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What you call it: 1 to 48 letters, digits and blanks.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What you call it: 1 to 48 letters, digits, blanks and .,/()+&'#%_-")
+    ],
     note: Note = "",
     by: By = None,
     _json: Json = False,
@@ -57,11 +59,14 @@ def name_defect(
 def list_defects(product: MaybeProduct = None, _json: Json = False) -> None:
     """List the names, whether later findings take them (and if not, why), and the findings that have them."""
     with _names() as names:
-        known, findings = names.overview(product), names.workspace.stores.defect_names.named(product)
+        stores = names.workspace.stores
+        known, findings = names.overview(product), stores.defect_names.named(product)
+        unknown = unknown_said(stores, product)
     document = {"names": [asdict(n) for n in known], "findings": [asdict(n) for n in findings]}
     if not known:
-        hint = "no finding has a name yet; name one: refdiff defects name INSPECTION FINDING NAME"
-        emit(document, hint)
+        of = "" if product is None else f" of {product}"
+        hint = f"no finding{of} has a name yet; name one: refdiff defects name INSPECTION FINDING NAME"
+        emit(document, unknown or output.printable(hint))
         return
     table = output.table("Product", "Name", "Findings", "Given", "Why", right=("Findings",))
     for n in known:

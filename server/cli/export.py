@@ -55,18 +55,17 @@ def export(
     """
     if context.invoked_subcommand is not None:
         return
-    if product is None or (out is None and not publish):
-        raise InputError(
-            "name the product, and a file or --publish: refdiff export --product P --out FILE.refdiff [--publish]"
-        )
+    if product is None:
+        raise typer.BadParameter("name the product.", param_hint="--product")
+    if out is None and not publish:
+        raise typer.BadParameter("name a file, or give --publish.", param_hint="--out")
     from refdiff.agent.device.published import write_and_publish
     from refdiff.tools.exported.archive import SUFFIX
     from refdiff.tools.exported.export import export_product
-    from refdiff.tools.exported.signing import ExportSettings
 
     if out is not None and out.suffix != SUFFIX:
         raise InputError(f"--out {out}: the name of an export ends in {SUFFIX}")
-    by, keys = settings().server.user, ExportSettings.read().keys  # the first reads the file of settings
+    by, keys = settings().server.user, settings().export.keys
     with open_workspace() as workspace, output.progress("exporting") as moved:
 
         def write(file: Path) -> tuple[Exported, Beside | None]:
@@ -123,11 +122,9 @@ def verify(
     Exit code: 0 a device of this version decides by it; 65 it is cut off, changed, of another version, or not signed by
     REFDIFF_EXPORT_PUBLIC_KEY or REFDIFF_EXPORT_KEY.
     """
-    from refdiff.tools.exported.signing import ExportSettings
     from refdiff.tools.exported.workspace import ExportedWorkspace
 
-    settings()  # reads the file of settings
-    keys, started = ExportSettings.read().keys, time.perf_counter()
+    keys, started = settings().export.keys, time.perf_counter()
     opened = ExportedWorkspace.of_file(file, keys)
     with opened:
         export = opened.export

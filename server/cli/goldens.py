@@ -180,11 +180,13 @@ def list_goldens(
     with open_workspace() as workspace:
         product = None if product is None else workspace.stores.products.name_of(product)
         found, notes = workspace.bank.list(product, statuses), workspace.bank.notes(product)
-    shown = output.table("Golden", "Product", "Status", "Part group", "mm/px", "File", "Enrolled", "Note",
+    stations = ["Station"] if any(golden.station for golden in found) else []
+    shown = output.table("Golden", "Product", "Status", "Part group", *stations, "mm/px", "File", "Enrolled", "Note",
                           right=("mm/px",))  # fmt: skip
     for golden in found:
         scale = "" if golden.scale_mm_per_px is None else f"{golden.scale_mm_per_px:g}"
-        cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "", scale, golden.filename,
+        cells = (golden.golden_id, golden.product, golden.status, golden.part_group or "",
+                 *(golden.station or "" for _ in stations), scale, golden.filename,
                  minute(golden.enrolled_at), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
     nothing = "no golden sample is in use here" if notes else _none_found(status)

@@ -24,6 +24,7 @@ from refdiff.server.cli.options import (
     clean,
     minute,
     shown_path,
+    unknown_said,
 )
 from refdiff.server.cli.output import emit
 
@@ -60,9 +61,14 @@ def list_inspections(
     with open_stores() as stores:
         found = stores.inspections.list(product, verdict, part, limit, offset)
         decided = {r.inspection_id: stores.dispositions.get(r.inspection_id) for r in found}
+        nothing = unknown_said(stores, product) or (
+            "no inspection matches"
+            if part is not None or product is not None or verdict is not None or offset
+            else "no inspections filed; start one: refdiff inspect --part ID"
+        )
     emit(
         {"inspections": [inspection_row(r) | {"disposition": _plain(decided[r.inspection_id])} for r in found]},
-        inspection_table(found, decided) if found else "no inspections filed; start one: refdiff inspect --part ID",
+        inspection_table(found, decided) if found else nothing,
     )
 
 
@@ -112,8 +118,9 @@ def show_inspection(inspection_id: InspectionId, html: Html = None, out: Out = N
 
 
 def show_filed(
-    workspace: Workspace, inspection_id: str, hint: str = "", html: Path | None = None, out: Path | None = None
+    workspace: Workspace, inspection_id: str, decide: bool = False, html: Path | None = None, out: Path | None = None
 ) -> None:
+    """decide: say how to decide it, while nobody has."""
     from refdiff.agent.filing import ReportFiles, filed_report
 
     stores = workspace.stores
@@ -132,14 +139,18 @@ def show_filed(
         if html or out:
             raise
         output.note(f"its pictures cannot be drawn: {e}")
-    lines = [hint] if hint else []
+    names = stores.defect_names.of(record.inspection_id)
+    lines = [f"called        {n.finding.removeprefix('f')}: {n.name}, by {n.by}" for n in names.values()]
+    if decide and not decided:
+        judged = " --good|--bad" if record.verdict == "REVIEW" else ""  # without it, nothing is learned
+        lines += [f"decide it: refdiff review {record.inspection_id} --accept|--override{judged} --reason TEXT"]
     if decided:
         lines += [f"decided       {decided.decision} by {decided.by} at {decided.created_at}: {decided.reason}"]
     lines += [] if wrong else [f"copied to     {shown_path(p)}" for p in copy_artefacts(report, html, out)]
     artefacts = {name: getattr(report.artefacts, name) for name in record.report["artefacts"]}
     emit(
         record.report
-        | {"artefacts": artefacts, "disposition": _plain(decided)}
+        | {"artefacts": artefacts, "disposition": _plain(decided), "names": {f: asdict(n) for f, n in names.items()}}
         | ({"damaged": wrong} if wrong else {}),
         output.report_view(report),
         output.files_view(report),

@@ -30,6 +30,7 @@ class Invocation:
     env_file: Path | None = None  # settings file named on the command line or by REFDIFF_ENV_FILE
     settings: Settings | None = None
     new_home: Path | None = None  # made by this run, which was to look at its records: perhaps misspelt
+    goes_on: str = ""  # how, after Ctrl-C
     runs_long: bool = False  # for hours: what is slower to start and faster then pays
 
 

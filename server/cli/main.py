@@ -177,7 +177,8 @@ def _command(arguments: list[str]) -> int:
     except SystemExit as e:  # Typer exits with 1 when the reader went away, which here would mean FAIL
         code = 0 if e.code in (None, 1) else e.code
     if code == INTERRUPTED:
-        return _fail(KeyboardInterrupt(), "interrupted; what was filed or enrolled before is kept", INTERRUPTED)
+        how = invocation.current().goes_on or "what was filed or enrolled before is kept"
+        return _fail(KeyboardInterrupt(), f"interrupted; {how}", INTERRUPTED)
     return int(code or 0)
 
 

@@ -6,12 +6,16 @@ import math
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refdiff.model.errors import InputError
+from refdiff.server.cli.output import printable
 from refdiff.tools.kinds.conditions import parse_conditions
+
+if TYPE_CHECKING:  # the database's library takes a while to import
+    from refdiff.memory.stores import Stores
 
 
 def _positive(value: float | None) -> float | None:
@@ -101,6 +105,14 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Copy rep
 def clean(text: str) -> str:
     """An argument as text that can be stored: bytes that are not UTF-8 become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def unknown_said(stores: Stores, product: str | None) -> str:
+    """What to say instead of a list where there is no such product; "" where there is, or none was given."""
+    if product is None or stores.products.get(product) is not None:
+        return ""
+    known = ", ".join(p.name for p in stores.products.list()) or "none yet"
+    return printable(f"no product {product!r}; known: {known}")
 
 
 def minute(at: str | None) -> str:

@@ -85,14 +85,17 @@ def calibrate(
         if untold:
             found["detectable_problem"] = untold
         due = is_due(workspace, name)
+        flagged = {g.golden_id for g in workspace.bank.list(name, ("flagged",))}
     emit(found, output.facts(_calibration_rows(found)))
     if untold:
         output.note(untold)
     if due:
         output.note(output.fit_hint(name))
-    if odd := standing_out(calibration):
+    odd = standing_out(calibration)
+    decided = {one.golden_id for one in odd} - flagged
+    if len(odd) > len(decided):
         output.note(
-            f"{said_of(calibration, odd, asked, doubted)}. They stay in use; look at each, then run "
+            f"{said_of(calibration, odd, asked, doubted, decided)}. They stay in use; look at each, then run "
             "`refdiff goldens retire GOLDEN` or `refdiff goldens activate GOLDEN`"
         )
 
@@ -128,6 +131,8 @@ def fit(
             return
         if not workspace.bank.count(name):
             raise workspace.bank.no_goldens(name)
+        again = f"refdiff fit --product {shlex.quote(name)}"
+        current().goes_on = f"to go on with the half that was not finished, run it again: {again}"
         with output.progress(name) as moved:
             made = fit_product(workspace, name, user, progress=moved)
     shared, fitted, of = made.networks.found
@@ -253,7 +258,9 @@ def set_product(
 
     Photos are compared as finely as the smallest defect needs, which takes longer the smaller it is.
     """
-    from refdiff.tools.inspection.fineness import check_specification
+    from refdiff.tools.inspection.calibration import of_specification
+    from refdiff.tools.inspection.fineness import check_specification, product_scale, too_fine
+    from refdiff.tools.inspection.methods import method_of
     from refdiff.tools.inspection.specification import load_spec, parse_spec
 
     smallest = {"smallest_defect_mm": smallest_defect_mm, "smallest_defect_px": smallest_defect_px}
@@ -262,17 +269,32 @@ def set_product(
         raise typer.BadParameter("give a FILE.yaml, --smallest-defect-mm or --smallest-defect-px.", param_hint="--spec")
     with open_stores() as stores:
         name, known = stores.products.name_of(name), stores.products.get(name)
-        rules = load_spec(spec) if spec else parse_spec(known.spec if known else {}, f"specification of {name}")
+        before = parse_spec(known.spec if known else {}, f"specification of {name}")
+        rules = load_spec(spec) if spec else before
         if asked:
             rules = parse_spec(rules.model_dump(mode="json") | dict.fromkeys(smallest) | asked, "smallest defect")
+        changed, wanted = of_specification(before) != of_specification(rules), rules.smallest_defect_px
+        mm_per_px: float | None = None
         if rules.smallest_defect_mm is not None or rules.of_kinds or (known and known.kind != "photo"):
             with open_workspace() as workspace:
                 check_specification(workspace, name, rules)
+                if rules.smallest_defect_mm is not None and (mm_per_px := product_scale(workspace, name, rules)):
+                    wanted = rules.smallest_defect_mm / mm_per_px
+                if known and known.kind != "photo":
+                    method = method_of(workspace, name)
+                    changed |= method.rules(before) != method.rules(rules)
+        unseen = "" if wanted is None else too_fine(stores, settings().model.working_px, name, wanted, mm_per_px)
+        stale = changed and stores.calibrations.latest(name) is not None
         scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px
         kept = stores.products.set_spec(name, rules.model_dump(mode="json"), scale, settings().server.user)
+        others = [p.name for p in stores.products.list() if p.name != kept.name]
     line = f"{kept.name}: specification {kept.spec_version} set, {len(rules.zones)} zones, {len(rules.limits)} limits"
     emit(kept.document, line)
-    if asked or any(zone.kind == "ignore" for zone in rules.zones):
+    if known is None and others:  # perhaps misspelt
+        output.note(f"{kept.name} is a new product; known: {', '.join(others)}")
+    if unseen:
+        output.note(unseen)
+    if stale:
         output.note("this changes the scores; the next inspection calibrates again")
 
 
@@ -283,7 +305,8 @@ def name_component(
         str, typer.Argument(metavar="COMPONENT", help="Number of what is counted (see product show), or its name.")
     ],
     called: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="What you call it: 1 to 48 letters, digits and blanks.")
+        str | None,
+        typer.Argument(metavar="NAME", help="What you call it: 1 to 48 letters, digits, blanks and .,/()+&'#%_-"),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take the name away.")] = False,
     _json: Json = False,
@@ -373,13 +396,13 @@ def _product_view(document: dict[str, Any]) -> list[Any]:
         ("Intensity window", f"{window[0]:.6g} to {window[1]:.6g}" if window else None),
         ("Fineness", document["smallest_defect"]["summary"] if document["smallest_defect"] else None),
     ]
-    spec = {k: v for k, v in document["spec"].items() if v}
+    spec = {k: v for k, v in document["spec"].items() if v not in (None, [])}  # 0 is a value
     parts: list[Any] = [output.facts(rows)]
     if spec:
         parts.append(f"\nSpecification {document['spec_version']}\n{yaml.safe_dump(spec, sort_keys=False).rstrip()}")
     else:
         parts.append(
-            f"\nNo specification: every anomaly fails the part. Set one: refdiff product set {name} --spec FILE.yaml"
+            f"\nNo specification: the score alone decides. Set one: refdiff product set {name} --spec FILE.yaml"
         )
     if document["calibration"] is None:
         parts.append(f"\nNot calibrated yet; the first inspection does it, or refdiff calibrate --product {name}")

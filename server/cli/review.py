@@ -103,9 +103,8 @@ def review(
         return
     inspection_id = clean(inspection_id)
     if decision is None:
-        hint = f"decide it: refdiff review {inspection_id} --accept|--override --reason TEXT"
         with open_workspace() as workspace:
-            show_filed(workspace, inspection_id, hint)
+            show_filed(workspace, inspection_id, decide=True)
         return
     with open_stores() as stores:
         verdict = stores.inspections.get(inspection_id).verdict  # a mistyped id is reported before the model loads

@@ -399,7 +399,7 @@ def test_ids_of_captured_parts_are_looked_up(stores: Stores) -> None:
 
 
 def test_unknown_part_error_suggests_a_similar_id(stores: Stores) -> None:
-    with pytest.raises(UnknownPartError, match="refdiff capture --part 4421"):
+    with pytest.raises(UnknownPartError, match="refdiff capture --part 4421 --product P IMAGE"):
         stores.captures.latest("4421")
     stores.captures.add("4412", "gear", A)
     stores.captures.add("LOT-7", "gear", A)

@@ -302,6 +302,9 @@ def test_inspect_with_few_goldens_exits_with_2_and_is_decided_by_review(
     inspection = report["inspection_id"]
     assert [r["inspection_id"] for r in call(capsys, "review")[1]["open_reviews"]] == [inspection]
     assert call(capsys, "review", inspection)[0] == 0
+    assert main.run(["review", inspection]) == 0
+    hint = f"decide it: refdiff review {inspection} --accept|--override --good|--bad --reason TEXT"
+    assert hint in capsys.readouterr().out
     assert call(capsys, "review", inspection, "--accept", "--reason", " ")[0] == 65
     code, decided, _ = call(capsys, "review", inspection, "--override", "--reason", "dust")
     assert (code, decided["decision"], decided["by"], decided["reason"]) == (0, "override", "Ada", "dust")
@@ -309,6 +312,8 @@ def test_inspect_with_few_goldens_exits_with_2_and_is_decided_by_review(
     assert call(capsys, "review")[1] == {"open_reviews": [], "references": []}
     shown = call(capsys, "inspections", "show", inspection)[1]
     assert (shown["verdict"], shown["disposition"]["decision"]) == ("REVIEW", "override")
+    assert main.run(["review", inspection]) == 0
+    assert "decide it" not in capsys.readouterr().out
     assert call(capsys, "inspections", "resume")[1] == {"inspections": [], "failed": {}}
 
 
@@ -401,7 +406,13 @@ def test_a_golden_in_doubt_sets_no_limit_until_a_person_decides(
     assert report["alpha"]["attained"] == pytest.approx(2 / 23)
     assert report["p_value"] == pytest.approx(2 / 23)
     assert report["findings"]
+    with Stores.open(MemorySettings()) as stores:
+        odd = stores.calibrations.latest("board")
+    asked = f"{doubted} scores"
+    monkeypatch.setattr("refdiff.tools.inspection.calibration.calibrate", lambda *_: odd)
+    assert asked in call(capsys, "calibrate", "--product", "board")[2]
     call(capsys, "goldens", "activate", doubted)
+    assert asked not in call(capsys, "calibrate", "--product", "board")[2]
     report = call(capsys, *arguments, "--part", "3")[1]
     assert (report["verdict"], report["threshold"]) == ("REVIEW", 10 * before["image_score"])
     assert report["alpha"]["attained"] == pytest.approx(1 / 23)
@@ -416,6 +427,68 @@ def test_product_specification_is_set_shown_and_checked(ready: Path, capsys: pyt
     code, document, _ = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
     assert (code, document["error"]["type"]) == (65, "SpecError")
     assert [p["name"] for p in call(capsys, "product", "show")[1]["products"]] == ["board"]
+
+
+def test_rules_that_make_a_calibration_stale_are_said_to(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zone = "zones: [{name: label, kind: ignore, box: [0, 0, 9, 9]}]\n"
+    for text, stale in ((zone, True), (zone, False), ("max_turn_deg: 0\n", True), ("max_turn_deg: 5\n", False)):
+        (ready / "spec.yaml").write_text(text)
+        code, _, err = call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+        assert (code, "calibrates again" in err) == (0, stale), text
+
+
+def test_show_tells_a_rule_of_zero_from_none(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["product", "show", "board"]) == 0
+    assert "No specification: the score alone decides." in capsys.readouterr().out
+    (ready / "spec.yaml").write_text("max_turn_deg: 0\n")
+    call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+    assert main.run(["product", "show", "board"]) == 0
+    assert "max_turn_deg: 0" in capsys.readouterr().out
+
+
+def test_a_product_that_set_makes_is_said_to_be_new(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (ready / "spec.yaml").write_text("max_turn_deg: 5\n")
+    code, _, err = call(capsys, "product", "set", "baord", "--spec", "spec.yaml")
+    assert (code, "baord is a new product; known: board" in err) == (0, True)
+    assert "new product" not in call(capsys, "product", "set", "baord", "--spec", "spec.yaml")[2]
+
+
+def test_a_list_that_a_filter_empties_says_so(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, says in (
+        (["inspections", "list"], "no inspections filed; start one"),
+        (["inspections", "list", "--verdict", "FAIL"], "no inspection matches"),
+        (["inspections", "list", "--product", "nosuch"], "no product 'nosuch'; known: board"),
+        (["defects", "list", "--product", "board"], "no finding of board has a name yet"),
+        (["defects", "list", "--product", "nosuch"], "no product 'nosuch'; known: board"),
+        (["captures", "list"], "no captured photos"),
+        (["captures", "list", "--part", "nosuch"], "no captured photo matches"),
+        (["captures", "list", "--product", "nosuch"], "no product 'nosuch'; known: board"),
+    ):
+        assert main.run(command) == 0
+        assert says in capsys.readouterr().out
+
+
+def test_station_is_listed_where_one_was_said(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["goldens", "list"]) == 0
+    assert "Station" not in capsys.readouterr().out
+    call(capsys, "enroll", "--product", "board", "--station", "line 3", "good.png")
+    assert main.run(["goldens", "list"]) == 0
+    assert "line 3" in capsys.readouterr().out
+
+
+def test_an_interrupted_fit_says_how_it_goes_on(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refdiff.tools.golden_samples.fit.fit_product", interrupted)
+    code, document, _ = call(capsys, "fit", "--product", "board")
+    assert code == 130
+    assert document["error"]["message"].endswith("run it again: refdiff fit --product board")
+    monkeypatch.setattr("refdiff.tools.inspection.calibration.calibrate", interrupted)
+    document = call(capsys, "calibrate", "--product", "board")[1]
+    assert document["error"]["message"] == "interrupted; what was filed or enrolled before is kept"
 
 
 def test_counted_component_is_named_and_shown_by_its_name(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,6 +518,17 @@ def test_smallest_defect_is_set_and_what_is_too_small_is_said(ready: Path, capsy
     assert (code, document["spec"]["smallest_defect_px"], document["spec_version"]) == (0, 6, 2)
     assert document["spec"]["limits"][0]["severity"] == "major", "the rules that were set before stay"
     assert "calibrates again" in err
+    assert "defects under about 8 px are not looked for: the photos do not show smaller ones" in err
+    code, _, err = call(capsys, "product", "set", "board", "--smallest-defect-px", "9")
+    assert "calibrates again" in err
+    assert "not looked for" not in err
+    assert "calibrates again" not in call(capsys, "product", "set", "board", "--smallest-defect-px", "9")[2]
+    (ready / "scaled.yaml").write_text("scale_mm_per_px: 0.1\nsmallest_defect_mm: 0.3\n")
+    code, _, err = call(capsys, "product", "set", "board", "--spec", "scaled.yaml")
+    assert "calibrates again" in err
+    assert "defects under about 0.8 mm (8 px) are not looked for" in err
+    call(capsys, "product", "set", "board", "--spec", "spec.yaml")
+    call(capsys, "product", "set", "board", "--smallest-defect-px", "6")
     after = call(capsys, "product", "show", "board")[1]["smallest_defect"]
     assert after["px"] <= before["px"]
     assert after["summary"].startswith("defects under about ")

@@ -12,6 +12,16 @@ from refdiff.server.cli import main
 from .conftest import said
 
 
+def test_a_key_that_is_too_short_stops_every_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFDIFF_EXPORT_KEY", "s3cret")
+    assert main.run(["goldens", "list"]) == 64
+    told = capsys.readouterr().err
+    assert "REFDIFF_EXPORT_KEY" in told
+    assert "s3cret" not in told
+
+
 def test_export_is_written_published_recorded_and_verified(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,7 +38,7 @@ def test_export_is_written_published_recorded_and_verified(
     monkeypatch.setenv("REFDIFF_EXPORT_PUBLIC_KEY", "public.pem")
     code, checked = said(capsys, "export", "verify", "board.refdiff")
     assert (code, checked["sha256"], checked["signature_checked"]) == (0, made["sha256"], True)
-    assert main.run(["export", "--product", "board"]) == 65
+    assert main.run(["export", "--product", "board"]) == 64
     assert "--publish" in capsys.readouterr().err
 
 

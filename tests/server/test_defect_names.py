@@ -42,6 +42,11 @@ def test_names_are_given_listed_corrected_and_kept(
         ("Oil spot", 1, False), ("scratch", 1, False),
     ]  # fmt: skip
     assert said(capsys, "inspections", "show", inspection)[1]["findings"] == report["findings"]  # as it was filed
+    assert {f: n["name"] for f, n in said(capsys, "inspections", "show", inspection)[1]["names"].items()} == {
+        "f1": "Oil spot", "f2": "scratch",
+    }  # fmt: skip
+    assert main.run(["inspections", "show", inspection]) == 0
+    assert "called        1: Oil spot, by ana" in capsys.readouterr().out
 
     capsys.readouterr()
     assert main.run(["defects", "list"]) == 0

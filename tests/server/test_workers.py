@@ -338,6 +338,20 @@ def test_batch_waits_for_a_worker_that_hung_to_be_started_again(
     }[others]  # fmt: skip
 
 
+def test_batch_whose_waiting_is_interrupted_says_how_it_goes_on(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "stopping", lambda _: contextlib.nullcontext(lambda: True))
+    monkeypatch.setattr(batches, "_watch", lambda _stores, found, *_: found)
+    (ready / "parts").mkdir()
+    (ready / "parts" / "p.png").write_bytes(good_photo(80))
+    with Stores.open() as stores:
+        stores.jobs.keep("first", 60.0)
+        assert main.run(["inspect-batch", "parts", "--product", "board"]) == 130
+        (batch,) = stores.batches.list()
+    assert f"to cancel them: refdiff batch stop {batch.batch_id}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_supervisor_starts_a_worker_that_crashed_or_hung_anew_and_ends_with_one_that_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

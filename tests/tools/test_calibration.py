@@ -142,18 +142,23 @@ def test_limit_without_the_goldens_that_stand_out_is_said() -> None:
     assert (found["limit"], found["limit_without"]) == (0.42, 0.145)
     said = said_of(calibration, standing_out(calibration), 0.05, 0)
     assert "g-00000000000b scores 0.420 (median 0.055)" in said
-    assert "Parts fail above 0.420; without it they would above 0.145" in said
+    assert "Parts go to REVIEW above 0.420; without it they would above 0.145" in said
+    decided = said_of(calibration, standing_out(calibration), 0.05, 0, {"g-00000000000b"})
+    assert "g-00000000000b scores 0.420 (activated) (median 0.055)" in decided
     doubted = summary(calibration, 0.05, 1)
     assert (doubted["limit"], doubted["in_doubt"]) == (0.145, 1)
     assert doubted["alpha"] == {"requested": 0.05, "attained": pytest.approx(2 / 13)}
     assert (found["goldens_needed_for_alpha"], doubted["goldens_needed_for_alpha"]) == (19, 39)
     said = said_of(calibration, standing_out(calibration), 0.05, 1)
     assert (
-        "Parts fail above 0.145 while g-00000000000b is in doubt, above 0.420 once it is activated; without it" in said
+        "Parts go to REVIEW above 0.145 while g-00000000000b is in doubt, above 0.420 once it is activated; without it"
+        in said
     )
     # with enough parts the highest sets no limit anyway
     many = replace(made([*ALIKE * 5, 0.42]), golden_ids=[f"g-{i:012x}" for i in range(56)])
-    assert "in doubt" not in said_of(many, standing_out(many), 0.05, 1)
+    said = said_of(many, standing_out(many), 0.05, 1)
+    assert "Parts fail above" in said
+    assert "in doubt" not in said
     assert "stand_out" not in summary(made(ALIKE), 0.05)
 
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.frame_vectors import VERSION as FOUND_BY_VERSION
 from refdiff.tools.inspection.methods import method_of
 from refdiff.tools.inspection.robust import MAX_Z, MIN_VALUES, modified_z_scores
+from refdiff.tools.inspection.specification import ProductSpec
 from refdiff.tools.inspection.zones import ignored, product_spec
 from refdiff.tools.vision.registration import align
 from refdiff.tools.workspace import Workspace
@@ -80,19 +82,15 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
     goldens = sorted((g.golden_id, g.group) for g in in_use)
     spec = product_spec(workspace, product)
     known = workspace.stores.products.get(product)
-    parts = {
+    parts: dict[str, Any] = {
         "measured": _MEASURED,
         "goldens": goldens,
         "references": references,
         "software": software_fingerprint(workspace),
         "components": COMPONENTS_VERSION,
         "window": known.intensity_window if known else None,
-        "frame": spec.frame,
-        "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
+        **of_specification(spec),
     }
-    for name in ("smallest_defect_mm", "smallest_defect_px"):
-        if (smallest := getattr(spec, name)) is not None:
-            parts[name] = smallest
     tiles = workspace.model_settings.tiles
     if tiles > 1 and not parts.keys() & {"smallest_defect_mm", "smallest_defect_px"}:
         parts["tiles"] = tiles
@@ -100,11 +98,25 @@ def calibration_key(workspace: Workspace, product: str, references: int) -> str:
         parts |= {"kind": known.kind, "found_by": FOUND_BY_VERSION, "rules": method_of(workspace, product).rules(spec)}
     if (fitted := workspace.fitted(product)) is not None:
         parts["networks"] = fitted.sha256
-    if spec.smallest_defect_mm is not None:
-        parts["scale"] = [spec.scale_mm_per_px, *sorted({str(g.scale_mm_per_px) for g in in_use})]
+    if "scale" in parts:
+        parts["scale"] += sorted({str(g.scale_mm_per_px) for g in in_use})
     if uncounted := sorted(g.golden_id for g in in_use if not calibrates(g)):
         parts["uncounted"] = uncounted
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def of_specification(spec: ProductSpec) -> dict[str, Any]:
+    """What of a specification the scores of photos depend on; those of other kinds have rules beside it."""
+    parts: dict[str, Any] = {
+        "frame": spec.frame,
+        "ignore": [z.model_dump() for z in spec.zones if z.kind == "ignore"],
+    }
+    for name in ("smallest_defect_mm", "smallest_defect_px"):
+        if (smallest := getattr(spec, name)) is not None:
+            parts[name] = smallest
+    if spec.smallest_defect_mm is not None:
+        parts["scale"] = [spec.scale_mm_per_px]
+    return parts
 
 
 def calibrate(
@@ -490,13 +502,23 @@ def limit_without(calibration: Calibration, found: Sequence[StandingOut], alpha:
     return score_threshold(calibration.scores[: calibration.n - len(found)], alpha)
 
 
-def said_of(calibration: Calibration, found: Sequence[StandingOut], alpha: float, in_doubt: int) -> str:
-    """What stands out, for people: which goldens, and what the limit is with and without them."""
-    scores = ", ".join(f"{one.golden_id} scores {one.score:.3f}" for one in found)
+def said_of(
+    calibration: Calibration,
+    found: Sequence[StandingOut],
+    alpha: float,
+    in_doubt: int,
+    decided: Collection[str] = (),
+) -> str:
+    """What stands out, for people: which goldens, and what the limit is with and without them.
+
+    decided: those that a person has activated.
+    """
+    told = dict.fromkeys(decided, " (activated)")
+    scores = ", ".join(f"{one.golden_id} scores {one.score:.3f}{told.get(one.golden_id, '')}" for one in found)
     limit, without = score_threshold(calibration.scores, alpha, in_doubt), limit_without(calibration, found, alpha)
     if_good, them = score_threshold(calibration.scores, alpha), "it" if len(found) == 1 else "them"
     said = f"golden samples stand out: {scores} (median {float(np.median(calibration.scores)):.3f}). A defect? "
-    said += f"Parts fail above {limit:.3f}"
+    said += f"Parts {'fail' if calibration.n >= MIN_PARTS_TO_FAIL else 'go to REVIEW'} above {limit:.3f}"
     if if_good != limit:
         said += f" while {found[0].golden_id} is in doubt, above {if_good:.3f} once it is activated"
     return f"{said}; without {them} they would above {without:.3f}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refdiff.memory.golden_bank.golden import IN_USE, Golden
 from refdiff.model.difference.features import SIDES
@@ -20,6 +21,9 @@ from refdiff.tools.kinds.depth import READ, DepthRules
 from refdiff.tools.kinds.thermal import ThermalRules
 from refdiff.tools.vision.registration import angle_and_scale
 from refdiff.tools.workspace import Workspace
+
+if TYPE_CHECKING:  # a device has no database
+    from refdiff.memory.stores import Stores
 
 SMALLEST_PX = 8  # work px: a dot of contrast .7 then scores six times as high as the good parts do
 MAX_WORKING_PX = 4096  # long side; the anomaly map is no finer either
@@ -99,6 +103,20 @@ def needed_px(wanted: float, size: tuple[int, int], least: int) -> int:
     return max(least, needed)
 
 
+def too_fine(stores: Stores, least: int, product: str, wanted_px: float, mm_per_px: float | None = None) -> str:
+    """What to say of a smallest defect that photos like the golden samples cannot show; "" where they can, or where no
+    golden is in a frame yet. least: REFDIFF_WORKING_PX; mm_per_px: of the frame, where it is known."""
+    anchors = Counter(stores.frames.of(product).values()).most_common(1)
+    if not anchors or (place := stores.frames.get(anchors[0][0])) is None:
+        return ""
+    finest = needed_px(1, place.anchor_size, least)
+    px = SMALLEST_PX * max(place.anchor_size) / finest
+    if px <= 1.01 * wanted_px:
+        return ""
+    found = Fineness(finest, px, None if mm_per_px is None else px * mm_per_px)
+    return f"{found.said}: the photos do not show smaller ones"
+
+
 @dataclass(frozen=True)
 class WorkingPixel:
     """A pixel in which photos of a product are compared."""
@@ -110,8 +128,7 @@ class WorkingPixel:
 
 def working_pixel(workspace: Workspace, product: str) -> WorkingPixel | None:
     """That of photos like the oldest golden in use; None before one is in a frame. Raises SpecError."""
-    placed = workspace.stores.frames.of(product)  # those of earlier versions are placed when they are first needed
-    golden = next((g for g in workspace.bank.list(product, IN_USE) if g.golden_id in placed), None)
+    golden = _oldest_placed(workspace, product)
     if golden is None:
         return None
     known = workspace.stores.products.get(product)
@@ -119,6 +136,17 @@ def working_pixel(workspace: Workspace, product: str) -> WorkingPixel | None:
     px, scale = working_px(workspace, spec, golden), frame_scale(workspace, spec, golden)
     each = max(place_of(workspace, golden).anchor_size) / px
     return WorkingPixel(px, each, scale * each if scale else None)
+
+
+def _oldest_placed(workspace: Workspace, product: str) -> Golden | None:
+    placed = workspace.stores.frames.of(product)  # those of earlier versions are placed when they are first needed
+    return next((g for g in workspace.bank.list(product, IN_USE) if g.golden_id in placed), None)
+
+
+def product_scale(workspace: Workspace, product: str, spec: ProductSpec) -> float | None:
+    """mm per px of the frame of the oldest golden in use, by that specification; None where nothing says it."""
+    golden = _oldest_placed(workspace, product)
+    return None if golden is None else frame_scale(workspace, spec, golden)
 
 
 def product_fineness(workspace: Workspace, product: str) -> dict[str, Any] | None:
