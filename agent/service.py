@@ -71,7 +71,7 @@ from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.inspection.component_names import name_component
 from refdiff.tools.inspection.fineness import check_specification, product_fineness
-from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview
+from refdiff.tools.inspection.overview import calibration_overview, product_names, product_overview, shown_calibration
 from refdiff.tools.inspection.specification import parse_spec
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
@@ -607,7 +607,8 @@ class InspectionService(AbstractContextManager["InspectionService"]):
     def name_component(self, name: str, component: str, called: str | None, by: str) -> dict[str, Any]:
         """Call a counted component something, by its number or name; None takes its name away. Raises UnknownRecordError,
         InputError."""
-        name_component(self.stores, name, component, called, by)
+        shown, _ = shown_calibration(self.workspace, self.stores.products.name_of(name))
+        name_component(self.stores, name, component, called, by, shown)
         return self.product(name)
 
     def calibrate(self, name: str, alpha: float | None = None, *, by: str) -> dict[str, Any]:

@@ -177,7 +177,10 @@ def read_parts(root: Path) -> tuple[list[Path], list[Sample], list[str]]:
     missing, and notes on what was left out. A folder without `train` and `test` holds good ones only."""
     notes: list[str] = []
     if not (root / "train").is_dir() and not (root / "test").is_dir():
-        return _images(root, notes), [], notes
+        good = _good_folders(root)  # beside folders of defective ones
+        if others := [f.name for f in _folders(root) if good and f not in good]:
+            notes.append(f"not read as good, and left out: {few(others, _NAMED)}")
+        return [path for folder in good or [root] for path in _images(folder, notes)], [], notes
     train = [path for folder in _good_folders(root / "train") for path in _images(folder, notes)]
     kinds, good = _folders(root / "test"), _good_folders(root / "test")
     bad = _samples(root, [k for k in kinds if k not in good], [], notes)

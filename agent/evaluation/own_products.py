@@ -22,12 +22,15 @@ def own_products(folder: Path) -> tuple[list[Source], list[str]]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds your products")
-    one = (folder / "train").is_dir() or any(p.is_file() and may_be_image(p) for p in folder.iterdir())
-    roots = [folder] if one else sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    below = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    one = (folder / "train").is_dir() or (  # a picture beside products makes their folder no product
+        any(p.is_file() and may_be_image(p) for p in below) and not any((p / "train").is_dir() for p in below)
+    )
+    roots = [folder] if one else sorted(p for p in below if p.is_dir())
     sources, notes = [], []
     for root in roots:
         good, bad, said = read_parts(root)
-        notes += said
+        notes += [note if note.startswith(str(root)) else f"{root.name}: {note}" for note in said]
         if len(good) < _LEAST_GOOD:
             notes.append(f"{root}: {len(good)} good photos, and a product needs {_LEAST_GOOD} or more: left out")
             continue

@@ -250,8 +250,9 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
         accepted = "; ".join(f"{f.label} {f.rated.why}" for f in facts.findings)
         reason, rest = f"All findings are within limits: {accepted}", facts.p_rest
         if rest is not None and rest <= _review_p(attained):  # they do not explain the score
-            show = _good_parts_show(_as_high(rest, facts.n), facts.n)
-            reason += f"; but only {show} a difference as large as the rest of the photo (p {apart(rest, attained, 2)})"
+            k = _as_high(rest, facts.n)
+            show = f"only {_good_parts_show(k, facts.n)}" if k else "no good part shows"
+            reason += f"; but {show} a difference as large as the rest of the photo (p {apart(rest, attained, 2)})"
             return Decision(Verdict.REVIEW, VerdictBasis.ANOMALY, reason, attained)
         return Decision(Verdict.PASS, VerdictBasis.LIMIT, reason, attained)
     return decision

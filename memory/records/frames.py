@@ -46,9 +46,11 @@ class FrameStore:
         return {row.golden_id: row.anchor_id for row in rows}
 
     def main_anchor(self, product: str) -> str:
-        """sha256 of the photo of the anchor of the frame that most goldens of a product are in; "" if none has a place."""
-        counts = Counter(self.of(product).values())
-        if not counts:
-            return ""
-        place = self.get(min(counts, key=lambda anchor: (-counts[anchor], anchor)))
+        """sha256 of the photo of the anchor of `main_place`; "" if none has a place."""
+        place = self.main_place(product)
         return "" if place is None else place.anchor_sha256
+
+    def main_place(self, product: str) -> GoldenPlace | None:
+        """The place of the anchor of the frame that most goldens of a product are in; None if none has a place."""
+        counts = Counter(self.of(product).values())
+        return self.get(min(counts, key=lambda anchor: (-counts[anchor], anchor))) if counts else None

@@ -260,7 +260,7 @@ def train_difference(
 def _drawn(plan: PoolPlan, pool: Path, recipe: DifferenceRecipe, progress: Progress) -> list[Path]:
     """The shards of drawn pairs, made where they are missing."""
     described = pool / "pool.json"
-    wanted = plan.described()
+    wanted = plan.described
     started_already = described.exists() and any(pool.glob("*.safetensors"))
     found = json.loads(described.read_text()) if started_already else wanted
     if found != wanted:

@@ -127,7 +127,8 @@ def read_mask(photo: Photo, size: tuple[int, int]) -> NDArray[np.bool_]:
             grey = cv2.cvtColor(decode_image(file.read_bytes(), name=str(file)), cv2.COLOR_RGB2GRAY)
         except OSError as e:
             raise ImageError(f"{file}: cannot be read ({e.strerror})") from e
-        mask = (grey >= 128) != photo.mask_inverted
+        least = 128 if photo.mask_inverted or grey.max() >= 128 else 1  # of label ids everything above 0
+        mask = (grey >= least) != photo.mask_inverted
         if mask.shape != size:
             mask = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_AREA) > 0
         marked |= mask

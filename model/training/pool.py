@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from propcache.api import cached_property
 from safetensors import safe_open
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class PoolPlan:
     encoder_digest: str = WEIGHTS_SHA256  # of its weights
     channels: Mapping[int, int] = field(default_factory=lambda: CHANNELS)  # stride -> channels of its maps
 
+    @cached_property
     def described(self) -> dict[str, object]:
         """What two pools must share to be one."""
         return {"seed": self.seed, "encoder": self.encoder_digest} | photos_of(self.sources)
@@ -118,7 +120,7 @@ def photos_of(sources: Sequence[Source]) -> dict[str, object]:
                     content = hashlib.sha256(path.read_bytes()).hexdigest()
                 except OSError:  # what cannot be read is left out later, and named
                     content = "unreadable"
-                found.update(f"{source.name} {path.name} {content}\n".encode())
+                found.update(f"{source.name} {path.name} {content}\n".encode("utf-8", "surrogateescape"))
     return {"sources": source_names(sources), "photos": found.hexdigest()}
 
 
@@ -228,7 +230,7 @@ def build_pool(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     total = max(1, round(pairs / SHARD))
-    (folder / "pool.json").write_text(json.dumps(plan.described(), indent=1))
+    (folder / "pool.json").write_text(json.dumps(plan.described, indent=1))
     missing = [i for i in range(total) if not (folder / f"{i:05d}.safetensors").exists()]
     done = total - len(missing)
     need_space(folder, len(missing) * SHARD * plan.bytes_per_pair(), f"{len(missing) * SHARD:,} pairs take")

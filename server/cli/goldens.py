@@ -23,6 +23,7 @@ from refdiff.server.cli.options import (
     clean,
     conditions_of,
     minute,
+    unknown_said,
 )
 from refdiff.server.cli.output import emit
 
@@ -180,6 +181,7 @@ def list_goldens(
     with open_workspace() as workspace:
         product = None if product is None else workspace.stores.products.name_of(product)
         found, notes = workspace.bank.list(product, statuses), workspace.bank.notes(product)
+        unknown = unknown_said(workspace.stores, product)
     stations = ["Station"] if any(golden.station for golden in found) else []
     shown = output.table("Golden", "Product", "Status", "Part group", *stations, "mm/px", "File", "Enrolled", "Note",
                           right=("mm/px",))  # fmt: skip
@@ -189,7 +191,7 @@ def list_goldens(
                  *(golden.station or "" for _ in stations), scale, golden.filename,
                  minute(golden.enrolled_at), golden.note)  # fmt: skip
         shown.add_row(*map(output.printable, cells))
-    nothing = "no golden sample is in use here" if notes else _none_found(status)
+    nothing = "no golden sample is in use here" if notes else unknown or _none_found(status)
     emit({"goldens": [asdict(g) for g in found], "notes": notes}, shown if found else nothing)
     for text in notes:
         output.note(text)

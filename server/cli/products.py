@@ -258,10 +258,11 @@ def set_product(
 
     Photos are compared as finely as the smallest defect needs, which takes longer the smaller it is.
     """
+    from refdiff.model.errors import SpecError
     from refdiff.tools.inspection.calibration import of_specification
     from refdiff.tools.inspection.fineness import check_specification, product_scale, too_fine
     from refdiff.tools.inspection.methods import method_of
-    from refdiff.tools.inspection.specification import load_spec, parse_spec
+    from refdiff.tools.inspection.specification import ProductSpec, load_spec, parse_spec
 
     smallest = {"smallest_defect_mm": smallest_defect_mm, "smallest_defect_px": smallest_defect_px}
     asked = {k: v for k, v in smallest.items() if v is not None}
@@ -269,7 +270,12 @@ def set_product(
         raise typer.BadParameter("give a FILE.yaml, --smallest-defect-mm or --smallest-defect-px.", param_hint="--spec")
     with open_stores() as stores:
         name, known = stores.products.name_of(name), stores.products.get(name)
-        before = parse_spec(known.spec if known else {}, f"specification of {name}")
+        try:
+            before = parse_spec(known.spec if known else {}, f"specification of {name}")
+        except SpecError:
+            if spec is None:
+                raise
+            before = ProductSpec()  # what cannot be read any more is replaced
         rules = load_spec(spec) if spec else before
         if asked:
             rules = parse_spec(rules.model_dump(mode="json") | dict.fromkeys(smallest) | asked, "smallest defect")

@@ -150,7 +150,7 @@ def _own(data: Path | None) -> tuple[list[Source], list[str]]:
 
     sources, notes = own_products(data) if data else ([], [])
     for note in notes:
-        output.note(f"left out: {note}")
+        output.note(note)
     return sources, notes
 
 

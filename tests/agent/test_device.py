@@ -170,6 +170,8 @@ def test_report_differs_from_the_installations_only_in_what_no_tool_was_asked_fo
     with Export(turned.exports["openvino"], parts=False) as export:
         assert device["software"].pop("export") == export.digest
     assert device["software"].pop("number_format") == "float32"
+    similar = [[r.pop("similarity") for r in report["references"]] for report in (device, ours)]
+    assert similar[0] == pytest.approx(similar[1], abs=2e-6)  # rounded to six places, and another program multiplies
     assert {k: v for k, v in device.items() if k not in own} == {k: v for k, v in ours.items() if k not in own}
     cited = {"evidence", "confidence", "reasoning", "expected", "moved"}
     for one, other in zip(device["findings"], ours["findings"], strict=True):

@@ -34,6 +34,8 @@ from refdiff.memory.journals.chat_messages import ChatStore
 from refdiff.memory.records.defect_names import Naming
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import InputError, StorageError
+from refdiff.model.images import encode_png
+from refdiff.model.synthesis.render import DefectSpec, render
 from refdiff.server.chat import bot as host_module
 from refdiff.server.chat.bot import ChatRequest, may_decide
 from refdiff.server.chat.bots import bots
@@ -44,7 +46,7 @@ from refdiff.server.chat.slack.readers import SlackReaders
 from refdiff.server.settings import ChatSettings, ConfigurationError
 
 from .bot_server import serving, wait
-from .conftest import bad_photo, good_photo
+from .conftest import SIZE, bad_photo, good_photo
 from .fake_slack import SECRET, TEAM, TOKEN, FakeSlack, mention
 from .thermal_parts import enrol_assembly, rendered
 
@@ -349,12 +351,17 @@ def test_hot_spot_of_a_thermal_picture_is_told_in_kelvins_in_slack(
 def review(
     ready: Path, monkeypatch: pytest.MonkeyPatch, slack: FakeSlack
 ) -> Iterator[tuple[InspectionService, str, str]]:
-    """Service, address and the inspection of a bad part that waits for a person: with 19 goldens nothing fails."""
+    """Service, address, and the inspection of a part with two stains that waits for a person: with 19 goldens nothing
+    fails."""
     monkeypatch.setenv("REFDIFF_LLM", "off")
     with InspectionService.open() as service:
         for golden in service.goldens("board")[:3]:
             service.set_golden_status(golden.golden_id, "retired", "tester")
-        service.capture("5", Upload("p.png", bad_photo(100)), "board")
+        stains = [
+            DefectSpec("stain", size_px=size, where=at, contrast=1.0) for size, at in ((30, (64, 48)), (20, (105, 20)))
+        ]
+        photo = render("circuit", 1, 100, size=SIZE, noise_seed=100, defects=stains).image
+        service.capture("5", Upload("p.png", encode_png(photo)), "board")
         with serving(service, **settings_for(slack), slack_deciders="UQA, U2") as url:
             slack.event(url, mention("inspect part #5", "1.1"))
             wait(lambda: slack.posts()["1.1"])
@@ -439,6 +446,7 @@ def test_listed_slack_users_name_a_finding_with_a_new_name_or_one_that_is_known(
 ) -> None:
     service, url, inspection_id = review
     found = [f.id for f in service.report(inspection_id).findings]
+    assert found == ["f1", "f2"]
     press(slack, url, "refdiff_name", inspection_id, "U3")
     [told] = wait(lambda: slack.of("chat.postEphemeral"))
     assert (told["user"], "REFDIFF_SLACK_DECIDERS" in told["text"]) == ("U3", True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.memory.rows.calibrations import Component, packed_rows, unpacked_rows
+from refdiff.memory.rows.calibrations import Calibration, Component, packed_rows, unpacked_rows
 from refdiff.memory.rows.products import Product
 from refdiff.model.errors import InputError, UnknownRecordError
 
@@ -58,8 +58,10 @@ def names_of(stores: Stores, product: str, components: Sequence[Component]) -> t
     return found, sorted(set(names) - set(found))
 
 
-def name_component(stores: Stores, product: str, component: str, name: str | None, by: str) -> Product:
-    """Call a component of the product's newest calibration something; None takes its name away.
+def name_component(
+    stores: Stores, product: str, component: str, name: str | None, by: str, shown: Calibration | None = None
+) -> Product:
+    """Call a component of a calibration something, `shown` or the product's newest; None takes its name away.
 
     component: its number (1, 2, ...) or its name; a name is taken away also if no component is recognised by it. Both are
     normalised here, for every way in. Raises InputError, UnknownRecordError.
@@ -69,7 +71,7 @@ def name_component(stores: Stores, product: str, component: str, name: str | Non
     known = stores.products.get(product)
     if known is None:
         raise UnknownRecordError(f"no product {product!r}")
-    calibration = stores.calibrations.latest(known.name)
+    calibration = shown or stores.calibrations.latest(known.name)
     components = calibration.components if calibration else []
     names, unrecognised = names_of(stores, known.name, components)
     asked = plain_name(component)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +105,7 @@ def needed_px(wanted: float, size: tuple[int, int], least: int) -> int:
 def too_fine(stores: Stores, least: int, product: str, wanted_px: float, mm_per_px: float | None = None) -> str:
     """What to say of a smallest defect that photos like the golden samples cannot show; "" where they can, or where no
     golden is in a frame yet. least: REFDIFF_WORKING_PX; mm_per_px: of the frame, where it is known."""
-    anchors = Counter(stores.frames.of(product).values()).most_common(1)
-    if not anchors or (place := stores.frames.get(anchors[0][0])) is None:
+    if (place := stores.frames.main_place(product)) is None:
         return ""
     finest = needed_px(1, place.anchor_size, least)
     px = SMALLEST_PX * max(place.anchor_size) / finest

@@ -192,7 +192,7 @@ def inspect_photo(
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
     named, placed = place_zones(workspace, query, capture.sha256, capture.product, "named")
-    if not placed and any(limit.zone in named for limit in spec.limits):
+    if found and not placed and any(limit.zone in named for limit in spec.limits):
         problems.append("zones of limits could not be placed: the photo could not be registered")
     measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
     regions: list[RegionResult] = []

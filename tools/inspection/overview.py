@@ -35,12 +35,8 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
     goldens = workspace.bank.list(found.name)
     statuses = [g.status for g in goldens]
     last = workspace.stores.networks.last_attempt(found.name)
-    calibrations = workspace.stores.calibrations
-    in_use = calibrations.get(found.name, calibration_key(workspace, found.name, workspace.settings.references))
-    shown = in_use or calibrations.latest(found.name)
-    calibration = None
-    if shown is not None:
-        calibration = calibration_overview(workspace, shown) | {"stale": in_use is None}
+    shown, stale = shown_calibration(workspace, found.name)
+    calibration = None if shown is None else calibration_overview(workspace, shown) | {"stale": stale}
     return found.document | {
         "goldens": {s: statuses.count(s) for s in STATUSES},
         "goldens_with_scale": sum(g.scale_mm_per_px is not None for g in goldens),
@@ -49,6 +45,15 @@ def product_overview(workspace: Workspace, name: str) -> dict[str, Any]:
         "network": _network(workspace, found.name),
         "last_fit": None if last is None else {k: v for k, v in asdict(last).items() if k in _OF_LAST_FIT},
     }
+
+
+def shown_calibration(workspace: Workspace, product: str) -> tuple[Calibration | None, bool]:
+    """The calibration in use, and whether it is stale: then it is the latest. None if there is none."""
+    calibrations = workspace.stores.calibrations
+    if (latest := calibrations.latest(product)) is None:
+        return None, False
+    in_use = calibrations.get(product, calibration_key(workspace, product, workspace.settings.references))
+    return in_use or latest, in_use is None
 
 
 def calibration_overview(workspace: Workspace, calibration: Calibration) -> dict[str, Any]:
