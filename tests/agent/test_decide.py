@@ -346,6 +346,9 @@ TOP, AMONG = 1 / 31, 3 / 31  # of a region: beyond all of 30 good parts, or as s
         (1 / 31, [TOP], {"rated": WITHIN, "p_rest": 2 / 31},
          "All findings are within limits: Scratch f1 is 0.4 mm long; the limit is 0.5 mm; "
          "but only 1 of 30 good parts shows a difference as large as the rest of the photo (p 0.065)"),
+        (1 / 31, [TOP], {"rated": WITHIN, "p_rest": 1 / 31},
+         "All findings are within limits: Scratch f1 is 0.4 mm long; the limit is 0.5 mm; "
+         "but no good part shows a difference as large as the rest of the photo (p 0.032)"),
         # the model, and the set-up
         (13 / 31, [], {"reading": SEES},
          "No difference beyond what 12 of 30 good parts show (p 0.42); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from refdiff.model.training.pairs import (
     cell_targets,
     marked_cells,
     photo_pair,
+    read_mask,
     rendered_pair,
 )
 from refdiff.model.training.pool import SHARD, PoolPlan, batches, build_pool, count_batches, photos_of, read_shard
@@ -123,18 +125,21 @@ def test_own_products_are_read_as_evaluate_reads_them_and_what_is_not_is_named(p
     photos("a/train/ok/lot1/0.png", "a/train/ok/lot2/0.png", "a/test/Good/1.png", "a/test/scratch/top/0.png")
     photos("a/ground_truth/scratch/top/0_GT.png", "a/ground_truth/scratch/top/0/2.png", "a/ground_truth/scratch/9.png")
     photos("b/0.png", "b/more/1.png", "c/train/good/0.png", "d/train/schlecht/0.png", "d/test/dent/0.png")
+    photos("cover.png", "._cover.png", "e/good/0.png", "e/good/1.png", "e/bad/0.png")
     (tmp_path / "b" / "notes.pdf").write_bytes(b"%PDF")
-    [a, b], notes = own_products(tmp_path)
+    [a, b, e], notes = own_products(tmp_path)
     assert [p.path.relative_to(tmp_path).as_posix() for p in a.good] == [
         "a/train/ok/lot1/0.png",
         "a/train/ok/lot2/0.png",
     ]
     assert [(p.type, [m.name for m in p.masks]) for p in a.bad] == [("scratch", ["0_GT.png", "2.png"])]
     assert (b.name, len(b.good), b.bad) == ("own_b", 2, ())
+    assert (e.name, [p.path.name for p in e.good]) == ("own_e", ["0.png", "1.png"])
     said = "\n".join(notes)
     for left_out in (
         "1 masks belong to no test image",
         "c: 1 good photos",
+        "e: not read as good, and left out: bad",
         "d: 0 good photos",
         "train/schlecht",
         "pdf",
@@ -264,6 +269,15 @@ def test_changed_photo_is_not_taken_for_the_one_that_a_pool_was_made_of(product:
     mask = copy / "ground_truth" / "scratch" / "a_mask.png"
     mask.write_bytes(mask.read_bytes() + b" ")
     assert photos_of([before]) != photos_of([after])
+    photos_of([replace(before, good=(Photo(Path(os.fsdecode(b"caf\xe9.png"))),))])  # from a disk of another encoding
+
+
+def test_mask_of_label_ids_marks_what_is_not_0(product: Path, tmp_path: Path) -> None:
+    ids = np.zeros((16, 20, 3), np.uint8)
+    ids[1, 2:4] = 2
+    (tmp_path / "mask.png").write_bytes(encode_png(ids))
+    photo = Photo(product / "test" / "scratch" / "a.png", True, (tmp_path / "mask.png",))
+    assert read_mask(photo, (16, 20)).sum() == 2
 
 
 @pytest.mark.long
