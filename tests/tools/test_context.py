@@ -121,7 +121,7 @@ def test_inspections_do_not_wait_for_each_other(workspace: Workspace, monkeypatc
     monkeypatch.setattr(context_of_tools, "inspect_photo", met)
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(lambda _: ToolContext(workspace, "1").canonical, range(2))
-    # that a photo scores the same each time is asserted where registration is tested; here it was .008 off, once of 500 times
+    # that a photo scores the same each time is for registration's own tests; here it was once .8 % off, why was not found
     assert one.comparison.difference.score == pytest.approx(other.comparison.difference.score, rel=0.02)
 
 
