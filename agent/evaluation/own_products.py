@@ -23,7 +23,9 @@ def own_products(folder: Path) -> tuple[list[Source], list[str]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds your products")
     below = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    one = (folder / "train").is_dir() or (  # a picture beside products makes their folder no product
+    one = any(
+        (folder / name).is_dir() for name in ("train", "good")
+    ) or (  # a picture beside products makes their folder no product
         any(p.is_file() and may_be_image(p) for p in below) and not any((p / "train").is_dir() for p in below)
     )
     roots = [folder] if one else sorted(p for p in below if p.is_dir())

@@ -135,6 +135,7 @@ def test_own_products_are_read_as_evaluate_reads_them_and_what_is_not_is_named(p
     assert [(p.type, [m.name for m in p.masks]) for p in a.bad] == [("scratch", ["0_GT.png", "2.png"])]
     assert (b.name, len(b.good), b.bad) == ("own_b", 2, ())
     assert (e.name, [p.path.name for p in e.good]) == ("own_e", ["0.png", "1.png"])
+    assert own_products(tmp_path / "e")[0] == [e]  # not two products, good and bad
     said = "\n".join(notes)
     for left_out in (
         "1 masks belong to no test image",

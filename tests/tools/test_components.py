@@ -177,6 +177,10 @@ def test_component_is_named_renamed_and_forgotten_by_number_or_name(tray: Stores
     assert called() == (["spring clip", "Schlüssel / M4"], [])
     name_component(tray, "tray", "Schlu\u0308ssel  / M4", None, "ana")
     assert called() == (["spring clip", None], [])
+    # an earlier calibration that is in use again numbers them its own way
+    name_component(tray, "tray", "1", "screw", "ana", replace(known, components=known.components[::-1]))
+    assert called() == (["spring clip", "screw"], [])
+    name_component(tray, "tray", "screw", None, "ana")
     # a calibration that counts nothing like it says so, and the name can be taken away
     tray.calibrations.save(replace(known, key="other", components=known.components[1:]))
     assert names_of(tray, "tray", known.components[1:]) == ([None], ["spring clip"])
