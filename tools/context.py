@@ -15,7 +15,6 @@ from propcache.api import cached_property
 from refdiff.memory.golden_bank.golden import Golden, GoldenHit
 from refdiff.memory.rows.captures import Capture
 from refdiff.memory.rows.products import Product
-from refdiff.model.difference.features import Features
 from refdiff.model.errors import DamagedError, ToolOrderError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.progress import Progress, silent
@@ -34,7 +33,7 @@ from refdiff.tools.evidence import (
     finding_of,
     moved_by,
 )
-from refdiff.tools.framing.photos import alignment
+from refdiff.tools.framing.photos import Query, alignment
 from refdiff.tools.inspection.against_golden import AgainstGolden
 from refdiff.tools.inspection.captures import find_part
 from refdiff.tools.inspection.clock import Clock
@@ -140,21 +139,22 @@ class ToolContext:
     # ---- the stages ----
 
     @cached_property
-    def features(self) -> Features:
+    def _photo(self) -> Query:
+        query = self.query
         with self._clock.stage("encode"):
-            return self.workspace.encoder.embed(self.query)
+            return Query(query, self.find_capture().sha256, self.workspace.encoder.embed(query))
 
     def nearest(self, k: int) -> list[GoldenHit]:
         """The k nearest goldens, the photo itself among them if it is one. Raises UnknownProductError."""
-        if k not in self._hits:
-            capture = self.find_capture()
-            self._hits[k] = nearest_goldens(
-                self.workspace, self.query, capture.sha256, self.features, capture.product, k, clock=self._clock
-            )
-        return self._hits[k]
+        with self._lock:
+            if k not in self._hits:
+                product = self.find_capture().product
+                self._hits[k] = nearest_goldens(self.workspace, self._photo, product, k, clock=self._clock)
+            return self._hits[k]
 
     def align(self, golden: Golden) -> Alignment:
-        return alignment(self.workspace, self.query, self.find_capture().sha256, golden)
+        with self._lock:
+            return alignment(self.workspace, self._photo, golden)
 
     @property
     def canonical(self) -> PhotoInspection:
@@ -173,7 +173,7 @@ class ToolContext:
             found = inspect_photo(
                 self.workspace,
                 self.find_capture(),
-                features=self.features,
+                photo=self._photo,
                 nearest=self._hits.get(self.workspace.settings.references),
                 clock=self._clock,
                 progress=self._progress,
@@ -239,9 +239,10 @@ class ToolContext:
                 raise UnknownRecordError(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
-        hits = similarities(self.workspace, self.query, capture.sha256, self.features, goldens)
-        hits.sort(key=lambda hit: hit.similarity, reverse=True)
-        found = compare_with(self.workspace, self.query, capture.sha256, self.features, capture.product, hits, Clock())
+        with self._lock:
+            hits = similarities(self.workspace, self._photo, goldens)
+            hits.sort(key=lambda hit: hit.similarity, reverse=True)
+            found = compare_with(self.workspace, self._photo, capture.product, hits, Clock())
         return replace(found, difference=as_one(found.difference, self.canonical.calibration))
 
     def nearest_of(self, scored: ScoreEvidence) -> tuple[Golden, Alignment]:

@@ -70,8 +70,6 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         self._warped: LRUCache[Any, tuple[Picture, Features]] = LRUCache(_WARPED_KEPT_BYTES, _nbytes)
         self.memo: dict[tuple[str, str], Any] = {}  # what is worked out once from the stores: (what, product) -> it
         self.places: dict[str, GoldenPlace] = {}  # by golden id, those that are known here; they never change
-        # by photo, then by frame: the golden that the photo was registered to, and how that lies on it
-        self._poses: LRUCache[str, dict[str, tuple[GoldenPlace, Alignment]]] = LRUCache(_ALIGNMENTS_KEPT)
         self._in_colour = False
         self._bank: GoldenBank | None = None
         self._bank_lock = threading.Lock()
@@ -159,8 +157,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cached_property
     def in_colour(self) -> Workspace:
-        """The same stores, whose pictures of height maps are their colour photos: what networks compare of them. Poses and
-        frames are those of the heights: they are shared, and nothing is registered by colour."""
+        """The same stores, whose pictures of height maps are their colour photos: what networks compare of them. Frames
+        are those of the heights: they are shared, and nothing is registered by colour."""
         _ = self.encoder, self.features, self.pictures, self.bank  # opened once, and shared
         colour = copy.copy(self)
         colour._in_colour = True
@@ -384,21 +382,6 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         if not covered.all():
             drawn = completed(drawn, covered, beyond())
         return Picture.of(drawn, covered), self.encoder.embed(drawn, size)
-
-    def pose(self, query_key: str, anchor_id: str) -> tuple[GoldenPlace, Alignment] | None:
-        """How a photo lies in a frame, as `keep_pose` was told."""
-        with self._cache_lock:
-            return self._poses.get(query_key, {}).get(anchor_id)
-
-    def keep_pose(self, query_key: str, place: GoldenPlace, alignment: Alignment) -> None:
-        """Remember the golden of a frame (its place) that a photo was registered to, and how it lies on the photo."""
-        with self._cache_lock:
-            self._poses.setdefault(query_key, {}).setdefault(place.anchor_id, (place, alignment))
-
-    def forget_poses(self, query_key: str) -> None:
-        """Register a photo anew: what it was compared with before, in this process alone, must not change its result."""
-        with self._cache_lock:
-            self._poses.pop(query_key, None)
 
     def close(self) -> None:
         """Close the bank and the stores."""

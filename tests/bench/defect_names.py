@@ -36,9 +36,8 @@ from refdiff.model.boards.deeppcb import read_split
 from refdiff.model.defect_types import DIFFERENCE_TYPES, UNKNOWN
 from refdiff.model.images import decode_image
 from refdiff.model.training.sources import tiles_of
-from refdiff.tools.framing.photos import alignment
+from refdiff.tools.framing.photos import Query, alignment
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.naming.looks import vector
 from refdiff.tools.naming.nearest import learn, nearest
@@ -96,9 +95,9 @@ def tiles(workspace: Workspace, folder: Path, half: Half) -> Iterator[Found]:
         joined = cv2.dilate(drawn.astype(np.uint8), np.ones((9, 9), np.uint8))
         labels = cv2.connectedComponents(joined)[1] * drawn
         mask = labels == np.bincount(labels[drawn]).argmax()
-        features = workspace.encoder.embed(photo)
-        golden = nearest_goldens(workspace, photo, sha256, features, "tile", 1, (), Clock())[0].golden
-        lies = alignment(workspace, photo, sha256, golden)
+        query = Query(photo, sha256, workspace.encoder.embed(photo))
+        golden = nearest_goldens(workspace, query, "tile", 1)[0].golden
+        lies = alignment(workspace, query, golden)
         seen = _seen(mask, tuple(lies.matrix.flatten().tolist()), lies.ok)
         seen_as = vector(workspace, photo, workspace.golden_image(golden), seen)
         yield Found(sample.path.parent.name, shows[sample.path], seen_as)

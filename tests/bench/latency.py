@@ -27,7 +27,7 @@ from refdiff.model.difference.patch_distance import anomaly_map
 from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
-from refdiff.tools.framing.photos import frame_grid, photo_on
+from refdiff.tools.framing.photos import Query, frame_grid, photo_on
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.difference import ReferenceViews, RegisteredGolden, SizedPhoto, score_difference
 from refdiff.tools.vision.registration import Alignment
@@ -130,8 +130,9 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 features = workspace.encoder.embed(photo)
                 at = lap("encoder pass", begun)
                 registered = RegisteredGolden(workspace, golden, still, photo.shape[:2])
-                grid = frame_grid(workspace, photo, str(i), features, golden, still)
-                (seen,) = photo_on(workspace, photo, str(i), features, grid)
+                query = Query(photo, str(i), features)
+                grid = frame_grid(workspace, query, golden, still)
+                (seen,) = photo_on(workspace, query, grid)
                 views = [ReferenceViews(registered, grid).view(seen)]
                 at = lap("golden from the cache", at)
                 anomaly_map(features.maps, views)
@@ -142,7 +143,7 @@ def measure_pair(queries: int) -> dict[str, np.ndarray]:
                 lap("network", at)
                 at = time.perf_counter()
                 features = workspace.encoder.embed(photo)
-                tiles = photo_on(workspace, photo, str(i), features, grid)
+                tiles = photo_on(workspace, Query(photo, str(i), features), grid)
                 score_difference(photo, [SizedPhoto(grid, tiles)], [registered])
                 at = lap("pair in all", at)
                 peer_map(peer_cells(features), [peer])

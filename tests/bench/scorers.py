@@ -42,7 +42,7 @@ from refdiff.model.difference.scorer import DifferenceScorer, load_difference
 from refdiff.model.errors import RefDiffError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
-from refdiff.tools.framing.photos import Grid, alignment, own_grid, photo_on
+from refdiff.tools.framing.photos import Grid, Query, alignment, own_grid, photo_on
 from refdiff.tools.inspection.calibration import attained_alpha
 from refdiff.tools.inspection.difference import OnPhoto, ReferenceViews, RegisteredGolden, comparison_grid
 from refdiff.tools.inspection.retrieval import retrieve_reference
@@ -113,33 +113,33 @@ class _ToolSession:
             self.peers[golden.golden_id] = peer_cells(features)
             self.goldens[path] = golden
 
-    def peers_of(self, image: RgbImage, features: Features, nearest: str, without: Sequence[str]) -> dict[str, _Row]:
+    def peers_of(self, photo: Query, nearest: str, without: Sequence[str]) -> dict[str, _Row]:
         """patch-kNN. nearest: golden id. without: golden ids left out."""
         rows: dict[str, _Row] = {}
-        query = peer_cells(features)
+        query, grid = peer_cells(photo.features), own_grid(photo)
         started = time.perf_counter()
         cells = peer_map(query, [self.peers[nearest]])
-        rows[PEER] = _Row(cells.numpy(), own_grid(image, features), 8, image_score(cells), _ms(started))
+        rows[PEER] = _Row(cells.numpy(), grid, 8, image_score(cells), _ms(started))
         cells = peer_map(query, [c for i, c in self.peers.items() if i not in without])
-        rows[BANK] = _Row(cells.numpy(), own_grid(image, features), 8, image_score(cells))
+        rows[BANK] = _Row(cells.numpy(), grid, 8, image_score(cells))
         return rows
 
     def rows(self, path: Path, image: RgbImage, features: Features, without: Sequence[str] = ()) -> dict[str, _Row]:
         """without: golden ids left out."""
-        workspace, options = self._services, self._options
+        workspace, options, photo = self._services, self._options, Query(image, str(path), features)
         hits = retrieve_reference(workspace, features, "p", options.references, without)
         if options.random_golden:
             others = [g for g in workspace.bank.list("p") if g.golden_id not in without]
             hits = [type(hits[0])(g, 0.0, 0.0) for g in self._draw.sample(others, options.references)]
-        pairs = [(h.golden, alignment(workspace, image, str(path), h.golden)) for h in hits]
+        pairs = [(h.golden, alignment(workspace, photo, h.golden)) for h in hits]
         if options.no_alignment:
             pairs = [(g, replace(a, ok=False)) for g, a in pairs]
         size = (image.shape[0], image.shape[1])
         references = [RegisteredGolden(workspace, g, a, size) for g, a in pairs]
-        grid = comparison_grid(image, str(path), features, references)
-        (seen,) = photo_on(workspace, image, str(path), features, grid)
+        grid = comparison_grid(photo, references)
+        (seen,) = photo_on(workspace, photo, grid)
         views = [ReferenceViews(r, grid).view(seen) for r in references]
-        rows = self.peers_of(image, features, hits[0].golden.golden_id, without)
+        rows = self.peers_of(photo, hits[0].golden.golden_id, without)
         started = time.perf_counter()
         own = anomaly_map(seen.maps, views)
         reached = torch.from_numpy(reached_cells(views, tuple(own.shape)))  # type: ignore[arg-type]

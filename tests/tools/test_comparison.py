@@ -20,8 +20,9 @@ from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.context import measure_evidence
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.golden_samples.enroll import enroll
-from refdiff.tools.inspection import inspection
+from refdiff.tools.inspection import inspection, retrieval
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.inspection import PhotoInspection, inspect_photo
@@ -136,6 +137,29 @@ def test_comparison_is_deterministic(workspace: Workspace, compared: Compared) -
     assert again.difference.score == compared["a", TURNS[0], True].difference.score
 
 
+def test_comparison_of_the_same_photo_meanwhile_changes_nothing(
+    workspace: Workspace, compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside a calibration that the photo is part of, which registers it to other golden samples."""
+    search, meanwhile = retrieval.retrieve_reference, False
+
+    def searched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal meanwhile
+        hits = search(*args, **kwargs)
+        if not meanwhile:
+            meanwhile = True
+            compare(workspace, image, "board", exclude_ids=[hits[0].golden.golden_id])
+            meanwhile = False
+        return hits
+
+    monkeypatch.setattr(retrieval, "retrieve_reference", searched)
+    for angle in TURNS:
+        image = part("a", angle, broken=True).image
+        found, alone = compare(workspace, image, "board"), compared["a", angle, True]
+        assert found.difference.score == alone.difference.score
+        assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(found.alignments, alone.alignments, strict=True))
+
+
 # ---- which way round the part lies ----
 
 
@@ -170,10 +194,10 @@ def test_upright_part_is_encoded_once(workspace: Workspace, monkeypatch: pytest.
     image = part("a").image
     features = embed(image)
     monkeypatch.setattr(workspace.encoder, "embed", lambda *a: calls.append(1) or embed(*a))
-    hits = nearest_goldens(workspace, image, "upright", features, "board", 2)
+    hits = nearest_goldens(workspace, Query(image, "upright", features), "board", 2)
     assert (len(calls), hits) == (0, retrieve_reference(workspace, features, "board", 2))
     turned = np.ascontiguousarray(np.rot90(image))
-    nearest_goldens(workspace, turned, "turned", embed(turned), "board", 2)
+    nearest_goldens(workspace, Query(turned, "turned", embed(turned)), "board", 2)
     assert len(calls) == 1
 
 
@@ -327,7 +351,8 @@ def test_ignore_zone_away_from_the_defect_keeps_the_score(workspace: Workspace) 
 @pytest.mark.usefixtures("zones")
 def test_zones_of_one_name_are_united(workspace: Workspace) -> None:
     _spec(workspace, [0, 0, 20, 20], [100, 100, 120, 120], kind="critical")
-    masks, placed = place_zones(workspace, part("a").image, "key", "board", "critical")
+    image = part("a").image
+    masks, placed = place_zones(workspace, Query(image, "key", workspace.encoder.embed(image)), "board", "critical")
     assert placed
     assert masks["z"][10, 10]
     assert masks["z"][110, 110]

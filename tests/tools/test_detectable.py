@@ -16,6 +16,7 @@ from refdiff.model.images import RgbImage, encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, render
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection import detectable as module
 from refdiff.tools.inspection.calibration import calibrate, score_threshold, summary
@@ -193,9 +194,9 @@ def test_mark_changes_nothing_beyond_the_end_of_a_photo_that_is_compared_in_tile
             enroll(workspace, "board", [path])
         workspace.stores.products.set_spec("board", {"smallest_defect_px": 3})
         golden = next(g for g in workspace.bank.list("board") if g.filename == "2.png")
-        photo, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        hits = nearest_goldens(workspace, photo, golden.sha256, features, "board", 1, [golden.golden_id])
-        pair = pair_with(workspace, photo, golden.sha256, features, "board", hits, Clock())
+        photo = Query(workspace.golden_image(golden), golden.sha256, workspace.golden_features(golden))
+        hits = nearest_goldens(workspace, photo, "board", 1, [golden.golden_id])
+        pair = pair_with(workspace, photo, "board", hits, Clock())
         tiles = [seen.picture for sized in pair.sizes for seen in sized.tiles]
         assert len(tiles) >= 4
         assert sum(not picture.covered.all() for picture in tiles) >= 2

@@ -18,6 +18,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.render import Pose, render
 from refdiff.tools.framing.frames import place_of
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.framing.tiles import TILE_PX, Blend, grid_tiles, tiles_of
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.calibration import calibration_key
@@ -277,7 +278,7 @@ def test_small_dot_is_overlooked_at_the_size_of_retrieval(workspace: Workspace) 
 def test_photo_in_tiles_is_also_compared_as_a_whole_and_both_count_alike(fine: Workspace) -> None:
     query = photo(12)
     both, one_by_one = compare(fine, query, "board"), []
-    pair = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
+    pair = pair_with(fine, Query(query, "photo", both.features), "board", both.hits, Clock())
     tiles, whole = pair.sizes
     assert len(tiles.grid.tiles) == 6
     assert (whole.grid.whole, max(whole.grid.size)) == (True, 160)
@@ -288,7 +289,7 @@ def test_photo_in_tiles_is_also_compared_as_a_whole_and_both_count_alike(fine: W
     assert np.abs(mean - np.mean(one_by_one, 0)).max() < 0.05 * both.difference.peak
     assert np.abs(mean - one_by_one[0]).max() > 0.2 * both.difference.peak
     fine.stores.products.set_spec("board", {})
-    alone = pair_with(fine, query, "photo", both.features, "board", both.hits, Clock())
+    alone = pair_with(fine, Query(query, "photo", both.features), "board", both.hits, Clock())
     assert [sized.grid.whole for sized in alone.sizes] == [True]
 
 

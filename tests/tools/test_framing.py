@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools import workspace as workspace_module
 from refdiff.tools.framing import frames
 from refdiff.tools.framing.frames import matrix_of, place_of
-from refdiff.tools.framing.photos import GoldenOnGrid, Grid, warped
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Query, warped
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.clock import Clock
@@ -210,13 +211,17 @@ def lose(workspace: Workspace, golden: Golden, how: str) -> bytes:
     return kept
 
 
+def query_of(workspace: Workspace, image: RgbImage) -> Query:
+    return Query(image, hashlib.sha256(image.tobytes()).hexdigest(), workspace.encoder.embed(image))
+
+
 def drawn_in_frame(workspace: Workspace, golden: Golden) -> tuple[RgbImage, RgbImage]:
     """A golden on the grid of its frame, and a photo that ends there: a quarter of the frame lies beyond it."""
     place = place_of(workspace, golden)
     size = work_size(place.anchor_size, workspace.model_settings.working_px)
     quarter = np.array([[1, 0, size[1] / 4], [0, 1, 0], [0, 0, 1]])
     grid = Grid(size, quarter @ scaling(SIZE, size), place, False, [Tile(0, 0, *size)])
-    photo, _ = warped(workspace, scene("a", 30).image, "photo", grid)
+    photo, _ = warped(workspace, query_of(workspace, scene("a", 30).image), grid)
     matrix = np.linalg.inv(grid.matrix) @ scaling(place.anchor_size, size) @ matrix_of(place)
     as_it_lies = registered("identity", matrix, 0.0, 1.0, 1.0, place.size)
     return GoldenOnGrid(workspace, golden, as_it_lies, grid).on(grid.tiles[0]).picture.image, photo.image
@@ -383,9 +388,9 @@ def test_what_completes_a_golden_sample_answers_for_no_defect_inside_it(workspac
     for instance in range(60, 66):
         defect = DefectSpec("stain", size_px=14, where=(100, 80), contrast=0.8, seed=instance)
         photo = scene("a", instance, 37.0 * instance, defects=[defect]).image
-        features, key = workspace.encoder.embed(photo), f"photo {instance}"
-        hits = nearest_goldens(workspace, photo, key, features, "board", 3)
-        pair = pair_with(workspace, photo, key, features, "board", hits, Clock())
+        query = query_of(workspace, photo)
+        hits = nearest_goldens(workspace, query, "board", 3)
+        pair = pair_with(workspace, query, "board", hits, Clock())
         [sized] = pair.sizes
         [seen] = sized.tiles
         for reference in pair.references:

@@ -21,6 +21,7 @@ from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.height import Defect, SolidPart, depth_png, ply, xyz_tiff
 from refdiff.model.synthesis.render import render
 from refdiff.tools.framing.frames import place_of
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
@@ -373,10 +374,10 @@ def test_golden_sample_of_the_same_variant_is_retrieved_whichever_way_a_part_lie
             read=workspace.keep_read,
         )  # fmt: skip
         picture = workspace.image(capture.sha256, "domes")
-        found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "domes", 4)
+        query = Query(picture, capture.sha256, workspace.encoder.embed(picture))
+        found = nearest_goldens(workspace, query, "domes", 4)
         assert found[0].golden.filename == f"{variant}"
-        features = workspace.encoder.embed(picture)
-        again = similarities(workspace, picture, capture.sha256, features, [hit.golden for hit in found])
+        again = similarities(workspace, query, [hit.golden for hit in found])
         assert [h.similarity for h in again] == pytest.approx([h.similarity for h in found], abs=1e-4)
 
 
@@ -402,8 +403,8 @@ def test_product_is_inspected_and_enrolled_without_the_lost_file_of_a_retired_an
         assert found.comparison.nearest.alignment.ok
         assert found.comparison.difference.score < 1.0, "a good part"
         goldens, sha256 = [h.golden for h in hits], workspace.stores.captures.latest("1", "plate").sha256
-        picture = workspace.image(sha256, "plate")
-        again = similarities(workspace, picture, sha256, found.comparison.features, goldens)
+        query = Query(workspace.image(sha256, "plate"), sha256, found.comparison.features)
+        again = similarities(workspace, query, goldens)
         assert [h.similarity for h in again] == pytest.approx([h.similarity for h in hits], abs=1e-4)
         assert enroll(workspace, "plate", [two_shapes(6)]).refused == []
         # goldens of a frame that are all out of use ask for no registration
@@ -415,13 +416,13 @@ def test_product_is_inspected_and_enrolled_without_the_lost_file_of_a_retired_an
         asked: list[str] = []
         through = retrieval.vectors_in_frame
 
-        def noted(workspace: Workspace, query: Any, key: str, frame: Any, product: str) -> Any:
+        def noted(workspace: Workspace, query: Any, frame: Any, product: str) -> Any:
             asked.append(frame.anchor_id)
-            return through(workspace, query, key, frame, product)
+            return through(workspace, query, frame, product)
 
         monkeypatch.setattr(retrieval, "vectors_in_frame", noted)
         monkeypatch.setattr(retrieval, "_FRAMES", 1)
-        found_of = nearest_goldens(workspace, picture, sha256, workspace.encoder.embed(picture), "plate", 2)
+        found_of = nearest_goldens(workspace, query, "plate", 2)
         assert asked == [added[1].golden_id]
         assert {hit.golden.filename for hit in found_of} == {"wheel"}
 

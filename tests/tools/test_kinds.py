@@ -15,6 +15,7 @@ from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import render
 from refdiff.model.synthesis.thermal import Assembly, centikelvin_tiff
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.fit import is_due
@@ -223,5 +224,6 @@ def test_golden_sample_of_the_same_variant_is_retrieved_by_its_temperatures(work
             workspace.stores, f"{seed}", "assembly", made(variant, seed), settings=workspace.model_settings
         )
         picture = workspace.image(capture.sha256, "assembly")
-        found = nearest_goldens(workspace, picture, capture.sha256, workspace.encoder.embed(picture), "assembly", 3)
+        query = Query(picture, capture.sha256, workspace.encoder.embed(picture))
+        found = nearest_goldens(workspace, query, "assembly", 3)
         assert [hit.golden.filename for hit in found] == [f"{variant}"] * 3

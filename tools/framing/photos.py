@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cache, partial
 
 import cv2
@@ -35,6 +35,21 @@ _DRAWN = "3"  # of how goldens are drawn in their frame: raise when that changes
 
 
 @dataclass(frozen=True)
+class Query:
+    """A photo that is compared with golden samples: its pixels, by which name caches know it, and how it was found to lie.
+
+    image: (H, W, 3) uint8 RGB. key: sha256 of its file. features: of the photo as it is. poses: by frame, the golden that it
+    was registered to and how that lies on it. They belong to one comparison: two at once, or one after another, of the same
+    photo with other goldens must not see each other's.
+    """
+
+    image: RgbImage
+    key: str
+    features: Features
+    poses: dict[str, tuple[GoldenPlace, Alignment]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Grid:
     """The pixels on which a photo and its references are compared, tile by tile."""
 
@@ -61,33 +76,33 @@ class Seen:
 # ---- where it lies ----
 
 
-def alignment(workspace: Workspace, query: RgbImage, query_key: str, golden: Golden) -> Alignment:
-    """Registration of a golden to a photo (H, W, 3). query_key: sha256 of the photo.
+def alignment(workspace: Workspace, query: Query, golden: Golden) -> Alignment:
+    """Registration of a golden to a photo.
 
     A photo is registered to one golden of a frame, the first that is asked for: that is the nearest, under the same lamp.
     The others of the frame follow. Where that fails, it is registered to the anchor. Raises DamagedError where the photo of
     the golden is missing or damaged.
     """
     place = place_of(workspace, golden)
-    if (pose := workspace.pose(query_key, place.anchor_id)) is not None:
+    if (pose := query.poses.get(place.anchor_id)) is not None:
         known_place, known = pose
         same = known_place.golden_id == place.golden_id
-        return known if same else carried_over(known, known_place, place, query.shape[:2])
+        return known if same else carried_over(known, known_place, place, query.image.shape[:2])
     workspace.golden_image(golden)  # says which golden is damaged
-    found = workspace.registration(query, query_key, golden.sha256, golden.product)
+    found = workspace.registration(query.image, query.key, golden.sha256, golden.product)
     if found.ok:
-        workspace.keep_pose(query_key, place, found)
+        query.poses[place.anchor_id] = place, found
     if found.ok or place.is_anchor:
         return found
     with contextlib.suppress(DamagedError, UnknownRecordError):
-        known = workspace.registration(query, query_key, place.anchor_sha256, place.product)
+        known = workspace.registration(query.image, query.key, place.anchor_sha256, place.product)
         if known.ok:
-            return carried_over(known, anchor_of(place), place, query.shape[:2])
+            return carried_over(known, anchor_of(place), place, query.image.shape[:2])
     return found
 
 
 def alignments(
-    workspace: Workspace, query: RgbImage, query_key: str, goldens: Sequence[Golden], working_px: int | None = None
+    workspace: Workspace, query: Query, goldens: Sequence[Golden], working_px: int | None = None
 ) -> list[Alignment]:
     """Registrations of several goldens to a photo; those in the frame of the first that registers follow from its own.
 
@@ -98,12 +113,12 @@ def alignments(
     for golden in goldens:
         place = place_of(workspace, golden)
         if known is not None and place.anchor_id == known[1].anchor_id:
-            found.append(carried_over(known[0], known[1], place, query.shape[:2]))
+            found.append(carried_over(known[0], known[1], place, query.image.shape[:2]))
             continue
-        found.append(alignment(workspace, query, query_key, golden))
+        found.append(alignment(workspace, query, golden))
         if known is None and found[-1].ok:
             if working_px is not None and working_px > workspace.model_settings.working_px:
-                found[-1] = _refined(workspace, query, found[-1], place)
+                found[-1] = _refined(workspace, query.image, found[-1], place)
             known = (found[-1], place)
     return found
 
@@ -130,15 +145,9 @@ def _anchor_photo(workspace: Workspace, place: GoldenPlace) -> RgbImage | None:
 
 
 def frame_grid(
-    workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
-    golden: Golden,
-    on_photo: Alignment,
-    working_px: int | None = None,
+    workspace: Workspace, query: Query, golden: Golden, on_photo: Alignment, working_px: int | None = None
 ) -> Grid:
-    """The frame of a golden that is registered to a photo. features: of the photo as it is.
+    """The frame of a golden that is registered to a photo.
 
     working_px: of its long side; default: that of retrieval.
     """
@@ -146,7 +155,8 @@ def frame_grid(
     size, tiles = frame_tiles(workspace, place, working_px)
     matrix = scaling(place.anchor_size, size) @ matrix_of(place) @ np.linalg.inv(on_photo.matrix)
     matrix = np.round(matrix / matrix[2, 2], 9)  # the same whichever golden of the frame it was carried over from
-    still = size == features.work_size and not _moves(matrix @ scaling(size, query.shape), size, _STILL_PHOTO_PX)
+    moves = _moves(matrix @ scaling(size, query.image.shape), size, _STILL_PHOTO_PX)
+    still = size == query.features.work_size and not moves
     return Grid(size, matrix, place, still, tiles)
 
 
@@ -169,10 +179,10 @@ def golden_tiles(workspace: Workspace, golden: Golden, working_px: int | None = 
     return (there.on(tile) for tile in tiles)
 
 
-def own_grid(query: RgbImage, features: Features) -> Grid:
+def own_grid(query: Query) -> Grid:
     """The photo's own pixels at the working size of retrieval."""
-    h, w = features.work_size
-    return Grid((h, w), scaling(query.shape, (h, w)), None, True, [Tile(0, 0, h, w)])
+    h, w = query.features.work_size
+    return Grid((h, w), scaling(query.image.shape, (h, w)), None, True, [Tile(0, 0, h, w)])
 
 
 def _moves(matrix: Matrix, size: tuple[int, int], least: float) -> bool:
@@ -182,15 +192,15 @@ def _moves(matrix: Matrix, size: tuple[int, int], least: float) -> bool:
     return float(np.abs(cv2.perspectiveTransform(corners, matrix) - corners).max()) > least
 
 
-def photo_on(workspace: Workspace, query: RgbImage, query_key: str, features: Features, grid: Grid) -> Iterator[Seen]:
-    """A photo on the tiles of a grid, encoded there if it must be warped. features: of the photo as it is."""
+def photo_on(workspace: Workspace, query: Query, grid: Grid) -> Iterator[Seen]:
+    """A photo on the tiles of a grid, encoded there if it must be warped."""
     if grid.still:
-        yield Seen(grid.tiles[0], features.maps, Picture.of(resize_to(query, grid.size)))
+        yield Seen(grid.tiles[0], query.features.maps, Picture.of(resize_to(query.image, grid.size)))
     elif grid.whole:
-        picture, encoded = warped(workspace, query, query_key, grid)
+        picture, encoded = warped(workspace, query, grid)
         yield Seen(grid.tiles[0], encoded.maps, picture)
     else:
-        source, beyond = OnGrid(query, grid.matrix), _anchor_drawing(workspace, grid)
+        source, beyond = OnGrid(query.image, grid.matrix), _anchor_drawing(workspace, grid)
         for at in range(0, len(grid.tiles), _BATCH):
             tiles = grid.tiles[at : at + _BATCH]
             pictures = []
@@ -227,7 +237,7 @@ def _instead(workspace: Workspace, frame: GoldenPlace, size: tuple[int, int]) ->
     return OnGrid(golden, scaling(frame.anchor_size, size) @ matrix_of(frame))
 
 
-def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) -> tuple[Picture, Features]:
+def warped(workspace: Workspace, query: Query, grid: Grid) -> tuple[Picture, Features]:
     """A photo as it lies on the grid of a frame, completed by the anchor where it ends, and its features."""
     frame = grid.frame
     assert frame is not None, "a photo is not warped to its own pixels"
@@ -239,7 +249,7 @@ def warped(workspace: Workspace, query: RgbImage, query_key: str, grid: Grid) ->
         return _resized(workspace, frame.anchor_sha256, frame.product, grid.size, lambda: anchor).image
 
     shown = frame.golden_id if anchor is None else frame.anchor_id
-    return workspace.warped(query, query_key, grid.matrix, grid.size, (frame.anchor_id, shown), beyond)
+    return workspace.warped(query.image, query.key, grid.matrix, grid.size, (frame.anchor_id, shown), beyond)
 
 
 def _resized(

@@ -26,7 +26,6 @@ from refdiff.memory.records.networks import FitAttempt
 from refdiff.memory.rows.networks import LearnedDefect, ProductNetworks
 from refdiff.model.difference.comparing import MAP_STRIDE, SCORED_PART, Comparing, FittedScorer, fuse
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
-from refdiff.model.difference.features import Features
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
 from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, pack_networks, read_network, unpack_networks
@@ -38,6 +37,7 @@ from refdiff.model.training.pairs import cell_targets, marked_cells
 from refdiff.model.training.product import Confirmed, Example, ProductRecipe, fit_network, spoiled
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.frames import place_goldens
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.golden_samples.confirmed import ConfirmedDefect, confirmed_defects
 from refdiff.tools.inspection.calibration import calibration_key, current_calibration
@@ -328,14 +328,15 @@ class _Fit:
     def _beside(self, golden: Golden, without: Collection[str]) -> list[_Sample]:
         """Tiles of a golden sample beside its nearest neighbours."""
         workspace = self.workspace
-        query, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        pair = self._pair(query, golden.sha256, features, without, self._tiles_of(golden))
-        ignored, _ = place_zones(workspace, query, _pose_key(golden.sha256), self.product, "ignore")
-        ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(query.shape), bool)
+        query = Query(workspace.golden_image(golden), golden.sha256, workspace.golden_features(golden))
+        shape = query.image.shape
+        pair = self._pair(query, without, self._tiles_of(golden))
+        ignored, _ = place_zones(workspace, query, self.product, "ignore")
+        ignore = np.logical_or.reduce(list(ignored.values())) if ignored else np.zeros(map_size(shape), bool)
         found = []
         for sized in pair.sizes:
             views = [ReferenceViews(r, sized.grid) for r in pair.references]
-            scored = OnPhoto(query.shape, sized.grid).onto(ignore) <= 0.5
+            scored = OnPhoto(shape, sized.grid).onto(ignore) <= 0.5
             for seen in sized.tiles:
                 here, tile = [v.view(seen) for v in views], seen.tile
                 reached = np.asarray(reached_cells(here, (tile.h // GRID_STRIDE, tile.w // GRID_STRIDE)), np.uint8)
@@ -355,12 +356,12 @@ class _Fit:
         others = {g.golden_id for g in self.workspace.bank.list(self.product)} - mine
         found = {}
         for done, defect in enumerate(self.confirmed, start=1):
-            query = self.workspace.image(defect.photo, self.product)
-            pair = self._pair(query, defect.photo, self.workspace.encoder.embed(query), others)
+            photo = self.workspace.image(defect.photo, self.product)
+            pair = self._pair(Query(photo, defect.photo, self.workspace.encoder.embed(photo)), others)
             tiles = []
             for sized in pair.sizes:
                 views = [ReferenceViews(r, sized.grid) for r in pair.references]
-                cells = marked_cells(OnPhoto(query.shape, sized.grid).onto(defect.mask))
+                cells = marked_cells(OnPhoto(photo.shape, sized.grid).onto(defect.mask))
                 at_scale = []
                 for seen in sized.tiles:
                     here = seen.tile.of(cells, MAP_STRIDE)
@@ -376,27 +377,20 @@ class _Fit:
 
     def _pair(
         self,
-        query: RgbImage,
-        photo: str,
-        features: Features,
+        query: Query,
         without: Collection[str],
         tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
     ) -> RegisteredPair:
-        """A photo (its sha256) beside its nearest golden samples."""
-        workspace, product, key, clock = self.workspace, self.product, _pose_key(photo), Clock()
-        hits = nearest_goldens(workspace, query, key, features, product, self.references, without, clock)
-        return pair_with(workspace, query, key, features, product, hits, clock, tiles_of)
+        """A photo beside its nearest golden samples."""
+        workspace, product, clock = self.workspace, self.product, Clock()
+        hits = nearest_goldens(workspace, query, product, self.references, without, clock)
+        return pair_with(workspace, query, product, hits, clock, tiles_of)
 
     @staticmethod
     def _tiles_of(golden: Golden) -> Callable[[Sequence[Tile]], list[Tile]]:
         """Two tiles of a grid of several; other ones of other golden samples, so that all places are seen."""
         first = int(hashlib.sha256(golden.golden_id.encode()).hexdigest(), 16)
         return lambda tiles: [tiles[i] for i in sorted({(first + i) % len(tiles) for i in range(_MAX_TILES)})]
-
-
-def _pose_key(photo: str) -> str:
-    """The pose of a photo is not that of a calibration, or an inspection, which has other neighbours."""
-    return f"fit-{photo}"
 
 
 def _maps(workspace: Workspace, picture: RgbImage) -> FeatureMaps:

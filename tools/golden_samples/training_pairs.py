@@ -49,6 +49,7 @@ from refdiff.model.training.pairs import NO_TYPE, Photo, Source, file_at_fault, 
 from refdiff.model.training.pool import PAIRS, describe_registered, network_row, source_names, target_row
 from refdiff.model.training.product import spoiled
 from refdiff.model.weights_file import save_tensors
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.framing.tiles import TILE_PX
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload, read_photo, without_file_name
@@ -244,7 +245,7 @@ def _rows(
     pictures: list[RgbImage] = []
     for golden in sorted(workspace.bank.list(_PRODUCT, IN_USE), key=lambda g: g.golden_id):
         image, features = workspace.golden_image(golden), workspace.golden_features(golden)
-        pair = _registered(workspace, image, f"pairs-{golden.sha256}", features, references, (golden.golden_id,))
+        pair = _registered(workspace, image, golden.sha256, features, references, (golden.golden_id,))
         rows += _painted(workspace, pair, pictures, rng)
     return rows, left_out
 
@@ -252,8 +253,9 @@ def _rows(
 def _registered(
     workspace: Workspace, image: RgbImage, key: str, features: Features, references: int, without: Sequence[str] = ()
 ) -> RegisteredPair:
-    hits = nearest_goldens(workspace, image, key, features, _PRODUCT, references, without, Clock())
-    return pair_with(workspace, image, key, features, _PRODUCT, hits, Clock())
+    query = Query(image, key, features)
+    hits = nearest_goldens(workspace, query, _PRODUCT, references, without, Clock())
+    return pair_with(workspace, query, _PRODUCT, hits, Clock())
 
 
 def _photographed(

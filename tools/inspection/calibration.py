@@ -25,6 +25,7 @@ from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.frames import place_goldens
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.inspection.colour import as_photo, joint_scores, maps_of, raw_scores
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.component_names import names_of
@@ -306,10 +307,11 @@ def _uncontradicted(
     """
     rescued = [g for g in workspace.bank.list(product, IN_USE) if not calibrates(g)] if components else []
     for golden in rescued:
-        look = look_of(workspace.golden_features(golden))
+        features = workspace.golden_features(golden)
+        look = look_of(features)
         if look.shape not in shapes:
             continue
-        ignore, placed = ignored(workspace, workspace.golden_image(golden), golden.sha256, product)
+        ignore, placed = ignored(workspace, Query(workspace.golden_image(golden), golden.sha256, features), product)
         counts = count(components, look, ignore if placed else None, (1, 1))
         components = [c for c, found in zip(components, counts, strict=True) if not found.wrong_by]
     return components

@@ -20,6 +20,7 @@ import numpy as np
 from refdiff.memory.rows.calibrations import Calibration, OfMap
 from refdiff.model.defect_types import COLOUR_CHANGE, MeasuredType
 from refdiff.model.images import F32, Box, Mask, RgbImage
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import (
     ColourDifference,
@@ -58,9 +59,9 @@ def compare_colour(
         there = [_in_colour(workspace, query, query_key, one) for one in references]
     golden = there[0].golden
     with clock.stage("encode"):
-        features = workspace.encoder.embed(query)
+        photo = Query(query, query_key, workspace.encoder.embed(query))
         px = working_px(workspace, product_spec(workspace, golden.product), golden)
-        sizes = sizes_of(query, query_key, features, there, px)
+        sizes = sizes_of(photo, there, px)
     with clock.stage("score"):
         found = score_difference(query, sizes, there, ignore, workspace.network(golden.product))
     problem = format_problem(query, workspace.golden_image(golden), deep=False)

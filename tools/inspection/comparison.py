@@ -11,6 +11,7 @@ from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import place_of
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import Comparison
 from refdiff.tools.inspection.frame_vectors import Vectors, golden_vectors, vectors_as_it_lies, vectors_in_frame
@@ -40,52 +41,49 @@ def compare(
     clock = Clock()
     query_key = query_key or hashlib.sha256(repr(query.shape).encode() + query.tobytes()).hexdigest()
     with clock.stage("encode"):
-        features = features or workspace.encoder.embed(query)
+        photo = Query(query, query_key, features or workspace.encoder.embed(query))
     if goldens is None:
         k = references or workspace.settings.references
-        hits = nearest_goldens(workspace, query, query_key, features, product, k, exclude_ids, clock)
+        hits = nearest_goldens(workspace, photo, product, k, exclude_ids, clock)
     else:
-        workspace.forget_poses(query_key)
-        hits = similarities(workspace, query, query_key, features, goldens)
-    return compare_with(workspace, query, query_key, features, product, hits, clock, exclude_ids)
+        hits = similarities(workspace, photo, goldens)
+    return compare_with(workspace, photo, product, hits, clock, exclude_ids)
 
 
 def compare_with(
     workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
+    query: Query,
     product: str,
     hits: list[GoldenHit],
     clock: Clock,
     unseen: Collection[str] = (),
 ) -> Comparison:
-    """Compare a photo with retrieved goldens. query_key: sha256 of the photo. clock: has timed what went before.
+    """Compare a photo with retrieved goldens. clock: has timed what went before.
 
     unseen: goldens (ids) that the network must not have been trained on.
     """
     if not hits:
         raise InputError("no golden samples to compare with were given")
     with clock.stage("align"):
-        ignore, placed = ignored(workspace, query, query_key, product)
-    asked = Asked(workspace, query, query_key, features, product, hits, clock, unseen, ignore)
+        ignore, placed = ignored(workspace, query, product)
+    asked = Asked(workspace, query, product, hits, clock, unseen, ignore)
     method = method_of(workspace, product)
     references, difference = method.compare(asked)
     known = workspace.stores.products.get(product)
     deep = method.exposed and known is not None and known.intensity_window is not None
     if difference.colour is None:
-        problem = format_problem(query, workspace.golden_image(hits[0].golden), deep=deep)
+        problem = format_problem(query.image, workspace.golden_image(hits[0].golden), deep=deep)
     else:
         problem = difference.colour.format_problem
     registered = [r.alignment for r in references]
-    return Comparison(hits, registered, references[0], difference, ignore, placed, features, problem, clock.ms)
+    return Comparison(hits, registered, references[0], difference, ignore, placed, query.features, problem, clock.ms)
 
 
-def similarities(
-    workspace: Workspace, query: RgbImage, query_key: str, features: Features, goldens: Sequence[Golden]
-) -> list[GoldenHit]:
+def similarities(workspace: Workspace, query: Query, goldens: Sequence[Golden]) -> list[GoldenHit]:
     """How similar a photo is to each of given goldens of one product, by the bank's own yardstick, in their order.
-    query_key: sha256 of the photo. Those of measured values have to be in the bank; raises UnknownRecordError."""
+
+    Those of measured values have to be in the bank; raises UnknownRecordError."""
+    features = query.features
     measured: dict[str, Vectors] = {}  # of the photo in each frame, by its anchor
 
     def both(golden: Golden) -> tuple[Vectors, Vectors]:
@@ -93,8 +91,8 @@ def similarities(
             return (features.global_vec, features.patches), golden_vectors(workspace, golden)
         place = place_of(workspace, golden)
         if place.anchor_id not in measured:
-            found = vectors_in_frame(workspace, query, query_key, place, golden.product)
-            measured[place.anchor_id] = found or vectors_as_it_lies(workspace, query_key, golden.product)
+            found = vectors_in_frame(workspace, query, place, golden.product)
+            measured[place.anchor_id] = found or vectors_as_it_lies(workspace, query.key, golden.product)
         return measured[place.anchor_id], workspace.bank.vectors(golden.golden_id)
 
     hits = []

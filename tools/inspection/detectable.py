@@ -26,7 +26,7 @@ from refdiff.model.progress import Progress, silent
 from refdiff.model.synthesis.marks import Mark, drawn, room
 from refdiff.model.synthesis.photo_pairs import foreground_of
 from refdiff.tools.caches.feature_cache import Picture
-from refdiff.tools.framing.photos import Grid, Seen
+from refdiff.tools.framing.photos import Grid, Query, Seen
 from refdiff.tools.framing.tiles import Blend, Tile
 from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, count_parts, in_doubt, p_value
 from refdiff.tools.inspection.clock import Clock
@@ -170,18 +170,18 @@ class _Part:
 
     @classmethod
     def of(cls, workspace: Workspace, golden: Golden, k: int) -> _Part:
-        query, features, key = workspace.golden_image(golden), workspace.golden_features(golden), golden.sha256
+        query = Query(workspace.golden_image(golden), golden.sha256, workspace.golden_features(golden))
         same_part = [g.golden_id for g in workspace.bank.list(golden.product) if g.group == golden.group]
         clock = Clock()
-        hits = nearest_goldens(workspace, query, key, features, golden.product, k, same_part, clock)
-        pair = pair_with(workspace, query, key, features, golden.product, hits, clock)
+        hits = nearest_goldens(workspace, query, golden.product, k, same_part, clock)
+        pair = pair_with(workspace, query, golden.product, hits, clock)
         network = workspace.network(golden.product, same_part)
         sizes = [_SizedSample.of(sized, pair.references, network) for sized in pair.sizes]
         finest = sizes[0]
-        zones, _ = place_zones(workspace, query, key, golden.product, "ignore")
+        zones, _ = place_zones(workspace, query, golden.product, "ignore")
         ignored = None
         if zones:
-            ignored = OnPhoto(query.shape, finest.grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
+            ignored = OnPhoto(query.image.shape, finest.grid).onto(np.logical_or.reduce(list(zones.values()))) > 0.5
         keep = scored_cells(finest.reached, ignored, finest.grid)
         counts = keep.repeat(MAP_STRIDE, 0).repeat(MAP_STRIDE, 1)
         allowed = counts & finest.covered & foreground_of(finest.picture)

@@ -24,7 +24,7 @@ from refdiff.model.difference.patch_distance import image_score, reached_cells
 from refdiff.model.height.difference import HeightDifference
 from refdiff.model.images import RgbImage
 from refdiff.model.thermal.difference import HeatDifference
-from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Seen, frame_grid, own_grid
+from refdiff.tools.framing.photos import GoldenOnGrid, Grid, Query, Seen, frame_grid, own_grid
 from refdiff.tools.framing.tiles import TILE_PX, Blend, Tile
 from refdiff.tools.inspection.focus import Focus
 from refdiff.tools.vision.regions import MIN_RELATIVE_PEAK, map_size, on_map
@@ -135,21 +135,15 @@ class Comparison:
     timings_ms: dict[str, float]  # encode, retrieve, align, score
 
 
-def comparison_grid(
-    query: RgbImage,
-    query_key: str,
-    features: Features,
-    references: Sequence[RegisteredGolden],
-    working_px: int | None = None,
-) -> Grid:
+def comparison_grid(query: Query, references: Sequence[RegisteredGolden], working_px: int | None = None) -> Grid:
     """Where a photo is compared: in the frame of the first reference that registered, else on its own pixels.
 
     working_px: of the frame's long side; default: that of retrieval.
     """
     for one in references:
         if one.alignment.ok:
-            return frame_grid(one.workspace, query, query_key, features, one.golden, one.alignment, working_px)
-    return own_grid(query, features)
+            return frame_grid(one.workspace, query, one.golden, one.alignment, working_px)
+    return own_grid(query)
 
 
 @dataclass(frozen=True)

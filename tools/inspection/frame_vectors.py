@@ -17,9 +17,9 @@ from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.model.errors import DamagedError
 from refdiff.model.height.cells import cell_vectors
 from refdiff.model.height.plane import Removal, fit, height_of
-from refdiff.model.images import F32, RgbImage
+from refdiff.model.images import F32
 from refdiff.tools.framing.frames import goldens_of_frame, matrix_of, place_of
-from refdiff.tools.framing.photos import alignment
+from refdiff.tools.framing.photos import Query, alignment
 from refdiff.tools.inspection.on_query import on_query, refined, turned
 from refdiff.tools.kinds.reading import Reading
 from refdiff.tools.vision.registration import Matrix
@@ -46,15 +46,13 @@ def golden_vectors(workspace: Workspace, golden: Golden, place: GoldenPlace | No
     return _vectors(workspace, golden.product, _on_anchor(workspace, reading, golden, place, matrix))
 
 
-def vectors_in_frame(
-    workspace: Workspace, query: RgbImage, query_key: str, frame: GoldenPlace, product: str
-) -> Vectors | None:
+def vectors_in_frame(workspace: Workspace, query: Query, frame: GoldenPlace, product: str) -> Vectors | None:
     """By which goldens of a frame (the place of any of them) are found for a file of measured values; None where that does
-    not register to it, or no golden of it can be read. query_key: its sha256."""
-    reading = workspace.reading(query_key, product)
+    not register to it, or no golden of it can be read."""
+    reading = workspace.reading(query.key, product)
     for golden in goldens_of_frame(workspace, frame):
         with contextlib.suppress(DamagedError):
-            found = alignment(workspace, query, query_key, golden)
+            found = alignment(workspace, query, golden)
             if not found.ok:
                 return None
             place = place_of(workspace, golden)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.rows.captures import Capture
-from refdiff.model.difference.features import Features
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
+from refdiff.tools.framing.photos import Query
 from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
@@ -130,26 +130,27 @@ def inspect_photo(
     workspace: Workspace,
     capture: Capture,
     *,
-    features: Features | None = None,
+    photo: Query | None = None,
     nearest: list[GoldenHit] | None = None,
     clock: Clock | None = None,
     progress: Progress = silent,
 ) -> PhotoInspection:
     """Inspect a captured photo the canonical way; deterministic for a given bank.
 
-    features, nearest: of the photo, if known; nearest: as many goldens as the settings say. Redoes a stale calibration
-    first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
+    photo: that of the capture, if known. nearest: its nearest goldens, if known; as many as the settings say. Redoes a stale
+    calibration first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
     """
-    query = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
-    method = method_of(workspace, capture.product)
     clock = clock or Clock()
-    with clock.stage("encode"):
-        features = features or workspace.encoder.embed(query)
-    hits = _references(workspace, query, capture, features, nearest, clock)
+    if photo is None:
+        image = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
+        with clock.stage("encode"):
+            photo = Query(image, capture.sha256, workspace.encoder.embed(image))
+    query, method = photo.image, method_of(workspace, capture.product)
+    hits = _references(workspace, photo, capture, nearest, clock)
     itself = (make_golden_id(capture.product, capture.sha256),)  # an enrolled photo: by a network that did not see it
     while True:
         network = workspace.fitted(capture.product)
-        comparison = compare_with(workspace, query, capture.sha256, features, capture.product, hits, clock, itself)
+        comparison = compare_with(workspace, photo, capture.product, hits, clock, itself)
         calibration = current_calibration(workspace, capture.product, progress=progress)
         if network == workspace.fitted(capture.product):
             break  # the scores of another network would mean something else
@@ -188,10 +189,10 @@ def inspect_photo(
     found = regions_of(comparison, threshold, at_least_one=suspicious)
     crowded = len(found) >= MAX_REGIONS
     found += places_apart(difference, found, comparison.nearest.size)
-    critical, placed = place_zones(workspace, query, capture.sha256, capture.product, "critical")
+    critical, placed = place_zones(workspace, photo, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
-    named, placed = place_zones(workspace, query, capture.sha256, capture.product, "named")
+    named, placed = place_zones(workspace, photo, capture.product, "named")
     if found and not placed and any(limit.zone in named for limit in spec.limits):
         problems.append("zones of limits could not be placed: the photo could not be registered")
     measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
@@ -295,12 +296,7 @@ def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:
 
 
 def _references(
-    workspace: Workspace,
-    query: RgbImage,
-    capture: Capture,
-    features: Features,
-    known: list[GoldenHit] | None,
-    clock: Clock,
+    workspace: Workspace, photo: Query, capture: Capture, known: list[GoldenHit] | None, clock: Clock
 ) -> list[GoldenHit]:
     """The goldens to compare a photo with. An enrolled photo must not be its own reference, unless it is alone."""
     itself = make_golden_id(capture.product, capture.sha256)
@@ -309,4 +305,4 @@ def _references(
     alone = workspace.bank.count(capture.product, IN_USE) < 2
     k = workspace.settings.references
     without = () if alone else (itself,)
-    return nearest_goldens(workspace, query, capture.sha256, features, capture.product, k, without, clock)
+    return nearest_goldens(workspace, photo, capture.product, k, without, clock)

@@ -15,11 +15,10 @@ import numpy as np
 from refdiff.memory.golden_bank.golden import GoldenHit
 from refdiff.memory.kinds import ProductKind
 from refdiff.model.defect_types import MeasuredType
-from refdiff.model.difference.features import Features
 from refdiff.model.errors import InputError
 from refdiff.model.images import F32, Mask, RgbImage
 from refdiff.model.thermal.difference import from_own_healthy
-from refdiff.tools.framing.photos import alignments
+from refdiff.tools.framing.photos import Query, alignments
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.colour import (
     FOUND_IN_COLOUR,
@@ -70,15 +69,13 @@ from refdiff.tools.workspace import Workspace
 
 @dataclass(frozen=True)
 class Asked:
-    """A photo and the goldens to compare it with, nearest first. query_key: sha256 of the photo; features: of it as it is.
+    """A photo and the goldens to compare it with, nearest first.
 
     unseen: goldens (ids) that a network must not have been trained on. ignore: `map_size` of the photo, what does not count.
     """
 
     workspace: Workspace
-    query: RgbImage
-    query_key: str
-    features: Features
+    query: Query
     product: str
     hits: list[GoldenHit]
     clock: Clock
@@ -148,12 +145,10 @@ class Method:
 
 
 def _compare_photo(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
-    pair = pair_with(
-        asked.workspace, asked.query, asked.query_key, asked.features, asked.product, asked.hits, asked.clock
-    )
+    pair = pair_with(asked.workspace, asked.query, asked.product, asked.hits, asked.clock)
     with asked.clock.stage("score"):
         network = asked.workspace.network(asked.product, asked.unseen)
-        difference = score_difference(asked.query, pair.sizes, pair.references, asked.ignore, network)
+        difference = score_difference(asked.query.image, pair.sizes, pair.references, asked.ignore, network)
     return pair.references, difference
 
 
@@ -177,7 +172,7 @@ def _measure_photo(query: RgbImage, comparison: Comparison, region: Region, scal
 
 def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
     workspace = asked.workspace
-    query = workspace.reading(asked.query_key, asked.product)
+    query = workspace.reading(asked.query.key, asked.product)
     rules = product_spec(workspace, asked.product).thermal or ThermalRules()
     references = _registered(asked, query)
     with asked.clock.stage("score"):
@@ -187,11 +182,11 @@ def _compare_heat(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
 def _registered(asked: Asked, query: Reading, *, turns: bool = False) -> list[RegisteredGolden]:
     """The golden samples as they lie on the photo, registered as photos are, then on what was measured. turns: also tried
     the other ways round, see `turned`."""
-    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
+    workspace, size = asked.workspace, (asked.query.image.shape[0], asked.query.image.shape[1])
     with asked.clock.stage("align"):
         goldens = [h.golden for h in asked.hits]
         references = []
-        for golden, found in zip(goldens, alignments(workspace, asked.query, asked.query_key, goldens), strict=True):
+        for golden, found in zip(goldens, alignments(workspace, asked.query, goldens), strict=True):
             values = workspace.golden_reading(golden).values
             if found.ok and query.values is not None and values is not None:
                 start = turned(query.values, values, found.matrix) if turns else found.matrix
@@ -239,7 +234,7 @@ def _heat_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Plane
 
 
 def _compare_height(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
-    query = asked.workspace.reading(asked.query_key, asked.product)
+    query = asked.workspace.reading(asked.query.key, asked.product)
     rules = product_spec(asked.workspace, asked.product).depth or DepthRules()
     references = _registered(asked, query, turns=True)
     with asked.clock.stage("score"):
@@ -280,9 +275,9 @@ def _height_planes(query: Reading, golden: Reading, kept: KeptDifference) -> Pla
 
 def _compare_both(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
     references, difference = _compare_height(asked)
-    photo = asked.workspace.reading(asked.query_key, asked.product).visible
+    photo = asked.workspace.reading(asked.query.key, asked.product).visible
     assert photo is not None, "read with its colour photo"
-    colour = compare_colour(photo, asked.query_key, references, asked.ignore, asked.clock)
+    colour = compare_colour(photo, asked.query.key, references, asked.ignore, asked.clock)
     return references, as_one(replace(difference, colour=colour), None)
 
 
@@ -311,12 +306,12 @@ def _remarks_of_both(comparison: Comparison, query_key: str) -> Remarks:
 
 
 def _compare_scan(asked: Asked) -> tuple[list[RegisteredGolden], Difference]:
-    workspace, size = asked.workspace, (asked.query.shape[0], asked.query.shape[1])
-    query, window = workspace.reading(asked.query_key, asked.product), workspace.how(asked.product).window
+    workspace, size = asked.workspace, (asked.query.image.shape[0], asked.query.image.shape[1])
+    query, window = workspace.reading(asked.query.key, asked.product), workspace.how(asked.product).window
     assert window is not None, "set with the first golden sample"
     with asked.clock.stage("align"):
         goldens = [h.golden for h in asked.hits]
-        found = alignments(workspace, asked.query, asked.query_key, goldens)
+        found = alignments(workspace, asked.query, goldens)
         references = [RegisteredGolden(workspace, g, a, size) for g, a in zip(goldens, found, strict=True)]
     with asked.clock.stage("score"):
         return references, compare_scan(query, references, window, asked.ignore)

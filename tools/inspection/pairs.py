@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from refdiff.memory.golden_bank.golden import GoldenHit
-from refdiff.model.difference.features import Features
-from refdiff.model.images import RgbImage
-from refdiff.tools.framing.photos import Seen, alignments, photo_on
+from refdiff.tools.framing.photos import Query, Seen, alignments, photo_on
 from refdiff.tools.framing.tiles import Tile
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import RegisteredGolden, SizedPhoto, comparison_grid
@@ -28,9 +26,7 @@ class RegisteredPair:
 
 def pair_with(
     workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
+    query: Query,
     product: str,
     hits: Sequence[GoldenHit],
     clock: Clock,
@@ -43,31 +39,29 @@ def pair_with(
     """
     with clock.stage("align"):
         px = working_px(workspace, product_spec(workspace, product), hits[0].golden)
-        registered = alignments(workspace, query, query_key, [h.golden for h in hits], px)
-    size = (query.shape[0], query.shape[1])
+        registered = alignments(workspace, query, [h.golden for h in hits], px)
+    size = (query.image.shape[0], query.image.shape[1])
     references = [RegisteredGolden(workspace, h.golden, a, size) for h, a in zip(hits, registered, strict=True)]
     with clock.stage("encode"):
-        sizes = sizes_of(query, query_key, features, references, px, tiles_of)
+        sizes = sizes_of(query, references, px, tiles_of)
     return RegisteredPair(references, sizes)
 
 
 def sizes_of(
-    query: RgbImage,
-    query_key: str,
-    features: Features,
+    query: Query,
     references: Sequence[RegisteredGolden],
     px: int,
     tiles_of: Callable[[Sequence[Tile]], list[Tile]] | None = None,
 ) -> list[SizedPhoto]:
     """A photo in the frame of its registered references, the finest size first. px: working px of the long side of that."""
-    grids = [comparison_grid(query, query_key, features, references, px)]
+    grids = [comparison_grid(query, references, px)]
     if not grids[0].whole:
         # What is large, or wrong as a whole, shows in the whole; what is small, in the tiles.
-        grids.append(comparison_grid(query, query_key, features, references))
+        grids.append(comparison_grid(query, references))
         if tiles_of is not None:
             grids[0] = replace(grids[0], tiles=tiles_of(grids[0].tiles))
     workspace = references[0].workspace
-    return [SizedPhoto(grid, _begun(photo_on(workspace, query, query_key, features, grid))) for grid in grids]
+    return [SizedPhoto(grid, _begun(photo_on(workspace, query, grid))) for grid in grids]
 
 
 def _begun(tiles: Iterator[Seen]) -> Iterator[Seen]:

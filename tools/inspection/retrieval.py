@@ -9,9 +9,8 @@ import numpy as np
 
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit
 from refdiff.model.difference.features import Features, resize_to
-from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import likely_frames, place_of
-from refdiff.tools.framing.photos import alignment, frame_grid, warped
+from refdiff.tools.framing.photos import Query, alignment, frame_grid, warped
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.frame_vectors import Vectors, vectors_as_it_lies, vectors_in_frame
 from refdiff.tools.vision.registration import Alignment
@@ -22,26 +21,23 @@ _FRAMES = 3  # of a product of measured values, that a file is registered to
 
 def nearest_goldens(
     workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
+    query: Query,
     product: str,
     k: int,
     exclude_ids: Collection[str] = (),
     clock: Clock | None = None,
 ) -> list[GoldenHit]:
-    """The k nearest goldens of a photo (H, W, 3), best first, whichever way round the part lies.
+    """The k nearest goldens of a photo, best first, whichever way round the part lies. It is registered anew.
 
     The encoder knows no angles: a part upside down resembles no golden. So a photo that does not lie as its nearest golden
     does is searched for again in that golden's frame; without a registration, at the three other right angles. The other
     goldens are taken if they are more similar and register; a part that lies upright costs nothing more.
     All are of the frame of the nearest. Where that has fewer, those of other frames that register fill up.
-    features: of the photo as it is; the similarities are those of the photo as it was searched for. query_key: sha256 of
-    the photo. Raises UnknownProductError if there is no golden. Files of measured values are found
-    by those, see `_nearest_measured`.
+    The similarities are those of the photo as it was searched for. Raises UnknownProductError if there is no golden. Files
+    of measured values are found by those, see `_nearest_measured`.
     """
     clock = clock or Clock()
-    workspace.forget_poses(query_key)
+    query.poses.clear()  # what it was compared with before must not change its result
     if workspace.kind(product) != "photo":
 
         def find(vectors: Vectors, without: Collection[str] = ()) -> list[GoldenHit]:
@@ -49,8 +45,8 @@ def nearest_goldens(
                 return workspace.bank.nearest(product, *vectors, k, exclude_ids={*exclude_ids, *without})
 
         with clock.stage("align"):
-            in_frames = _measured_in_frames(workspace, query, query_key, features, product, exclude_ids)
-        return _nearest_measured(workspace, query_key, product, in_frames, find)[:k]
+            in_frames = _measured_in_frames(workspace, query, product, exclude_ids)
+        return _nearest_measured(workspace, query.key, product, in_frames, find)[:k]
 
     def search(features: Features, without: Collection[str] = exclude_ids) -> list[GoldenHit]:
         with clock.stage("retrieve"):
@@ -58,17 +54,18 @@ def nearest_goldens(
 
     def register(hit: GoldenHit) -> Alignment:
         with clock.stage("align"):
-            return alignment(workspace, query, query_key, hit.golden)
+            return alignment(workspace, query, hit.golden)
 
+    features = query.features
     hits = search(features)
     found = register(hits[0])
     if not (found.ok and found.upright):
         if found.ok:
-            grid = frame_grid(workspace, query, query_key, features, hits[0].golden, found)
+            grid = frame_grid(workspace, query, hits[0].golden, found)
             with clock.stage("encode"):
-                views = [warped(workspace, query, query_key, grid)[1]]
+                views = [warped(workspace, query, grid)[1]]
         else:
-            small = resize_to(query, features.work_size)  # what the encoder sees
+            small = resize_to(query.image, features.work_size)  # what the encoder sees
             turned = [np.ascontiguousarray(np.rot90(small, quarters)) for quarters in (1, 2, 3)]
             with clock.stage("encode"):
                 views = [workspace.encoder.embed(view) for view in turned]
@@ -88,20 +85,15 @@ def nearest_goldens(
 
 
 def _measured_in_frames(
-    workspace: Workspace,
-    query: RgbImage,
-    query_key: str,
-    features: Features,
-    product: str,
-    exclude_ids: Collection[str],
+    workspace: Workspace, query: Query, product: str, exclude_ids: Collection[str]
 ) -> dict[str, Vectors]:
     """By which goldens are found in each of the likely frames that a file registers to, by the ids of their anchors."""
     frames = workspace.stores.frames.of(product)
     unasked: Collection[str] = exclude_ids
     if len(set(frames.values())) > _FRAMES:  # those without a golden to compare with must not displace others
         unasked = frames.keys() - ({g.golden_id for g in workspace.bank.list(product, IN_USE)} - {*exclude_ids})
-    likely = likely_frames(workspace, product, features, unasked)[:_FRAMES]
-    found = {p.anchor_id: vectors_in_frame(workspace, query, query_key, p, product) for p in likely}
+    likely = likely_frames(workspace, product, query.features, unasked)[:_FRAMES]
+    found = {p.anchor_id: vectors_in_frame(workspace, query, p, product) for p in likely}
     return {anchor_id: vectors for anchor_id, vectors in found.items() if vectors is not None}
 
 

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from refdiff.memory.golden_bank.golden import Golden
 from refdiff.model.errors import UnknownProductError, UnknownRecordError
-from refdiff.model.images import RgbImage
 from refdiff.tools.framing.frames import matrix_of, place_of
-from refdiff.tools.framing.photos import alignment
+from refdiff.tools.framing.photos import Query, alignment
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone_mask
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import scaling
@@ -34,11 +33,9 @@ def zone_golden(workspace: Workspace, product: str, spec: ProductSpec) -> Golden
     return goldens[0]
 
 
-def ignored(
-    workspace: Workspace, query: RgbImage, query_key: str, product: str
-) -> tuple[NDArray[np.bool_] | None, bool]:
+def ignored(workspace: Workspace, query: Query, product: str) -> tuple[NDArray[np.bool_] | None, bool]:
     """What lies in ignore zones, bool at the photo's `map_size`, None without zones; and whether they could be placed."""
-    masks, placed = place_zones(workspace, query, query_key, product, "ignore")
+    masks, placed = place_zones(workspace, query, product, "ignore")
     return (np.logical_or.reduce(list(masks.values())) if masks else None), placed
 
 
@@ -56,16 +53,16 @@ def ignored_on_golden(workspace: Workspace, golden: Golden, size: tuple[int, int
 
 
 def place_zones(
-    workspace: Workspace, query: RgbImage, query_key: str, product: str, kind: str
+    workspace: Workspace, query: Query, product: str, kind: str
 ) -> tuple[dict[str, NDArray[np.bool_]], bool]:
     """Zones of one kind on the photo: name -> bool at the photo's `map_size`, and whether the zone golden registered."""
     spec = product_spec(workspace, product)
     zones = [z for z in spec.zones if z.kind == kind]
     if not zones:
         return {}, True
-    found = alignment(workspace, query, query_key, zone_golden(workspace, product, spec))
-    size = map_size(query.shape)
-    matrix = scaling(query.shape, size) @ found.matrix
+    found = alignment(workspace, query, zone_golden(workspace, product, spec))
+    size = map_size(query.image.shape)
+    matrix = scaling(query.image.shape, size) @ found.matrix
     masks: dict[str, NDArray[np.bool_]] = {}
     for zone in zones:  # zones of one name add up
         mask = zone_mask(zone, matrix, size)
