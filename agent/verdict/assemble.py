@@ -222,8 +222,11 @@ def _finding(
     plain = f"{sentence_case(named.name if named else spaced(kind))}, {first}{length} long, {m.place}."
     where = list(result.described.found_in)
     unit = f" {unit}" if unit else ""
-    measured = f"The difference peaks at {result.region.peak:.3f}{unit} (threshold {threshold:.3f}{unit})."
     said, cause = (claim.reasoning, claim.probable_cause) if claim else ("", "")
+    peak, limit = f"{result.region.peak:.3f}", f"threshold {threshold:.3f}{unit}"
+    measured = (
+        f"The {limit.replace(' ', ' is ', 1)}." if peak in said else f"The difference peaks at {peak}{unit} ({limit})."
+    )
     return Finding(
         id=f"f{number}",
         type=kind,

@@ -59,7 +59,7 @@ def section(number: int, image: Listed, request: InspectionRequest, report: Defe
     lines = [f"### {number}. {request.product}: {label}", "", f'"{request.text}"', "", short_markdown(report), ""]
     for finding in report.findings:
         cause = (
-            f" Cause: {finding.probable_cause.text} ({finding.probable_cause.basis})." if finding.probable_cause else ""
+            f" Cause ({finding.probable_cause.basis}): {finding.probable_cause.text}" if finding.probable_cause else ""
         )
         lines.append(f"- {finding.id}: {sentence_case(finding.reasoning)}{cause}")
     lines += [

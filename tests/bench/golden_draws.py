@@ -3,12 +3,13 @@
 python tests/bench/golden_draws.py measure bench-data/elpv_mono --goldens 20 --goldens 100 --references 4 --out runs.jsonl
 python tests/bench/golden_draws.py bank bench-data/elpv_mono --goldens 20 --goldens 100 --out runs.jsonl
 python tests/bench/golden_draws.py table runs.jsonl
+python tests/bench/golden_draws.py change runs.jsonl --before before --now now
 
 `measure` lays out each draw and runs `refdiff evaluate` on it, of any version of the program (--program). Of all good photos
 some are tested, the others are golden samples; a larger number of them contains the smaller ones, and all are tested with
 the same photos. `bank` measures patch-kNN on the same draws with the encoder of the product (Roth et al. 2022: features of
 stride 8 and 16, cosine distance to the nearest patch of any golden sample, mean of the largest 1 %). What --out has already
-is not measured again. `table` prints Markdown.
+is not measured again. `table` prints Markdown, and so does `change`: two methods on the same draws, with intervals.
 """
 
 from __future__ import annotations
@@ -290,6 +291,82 @@ def _ordered(runs: Sequence[Run], share: float) -> float:
         limit = np.quantile(scores[labels == 0], 1 - share)
         passed.append(scores[labels == 1] <= limit)
     return float(np.concatenate(passed).mean())
+
+
+# ---- two methods on the same draws ----
+
+_RESAMPLES = 1000
+
+
+@app.command()
+def change(
+    runs: Annotated[list[Path], typer.Argument(help="Files of runs.")],
+    before: Annotated[str, typer.Option(help="Name of the rows to compare with.")],
+    now: Annotated[str, typer.Option(help="Name of the other rows.")] = "now",
+) -> None:
+    """What a method changes, as Markdown: means over draws, and the 95 % interval of the change of each."""
+    by_method: dict[str, dict[tuple[str, int, int, int], Run]] = defaultdict(dict)
+    for run in (r for file in runs for r in known(file)):
+        by_method[run.method][run.set, run.asked, 0 if run.method == BANK else run.references, run.draw] = run
+    pairs: dict[tuple[str, int, int], list[tuple[Run, Run]]] = defaultdict(list)
+    for (name, asked, references, seed), run in sorted(by_method[now].items()):
+        if (other := by_method[before].get((name, asked, 0 if before == BANK else references, seed))) is not None:
+            pairs[name, asked, references].append((other, run))
+    print(f"| set | golden samples | references | draws | {' | '.join(f'{m}: {before}, {now}' for m in _MEASURES)} |")
+    print("|" + "---|" * (4 + len(_MEASURES)))
+    resampled = {key: _resampled(of) for key, of in pairs.items()}
+    for key, of in sorted(pairs.items(), key=lambda p: (p[0][1] or 10**6, p[0][2], p[0][0])):
+        print(f"| {key[0]} | {key[1] or 'all'} | {key[2]} | {len(of)} | {_said([_means(of)], resampled[key])} |")
+    for asked, references in sorted({key[1:] for key in pairs}):
+        keys = [k for k in pairs if k[1:] == (asked, references)]
+        said = _said([_means(pairs[k]) for k in keys], np.mean([resampled[k] for k in keys], 0))
+        print(f"| mean of {len(keys)} sets | {asked or 'all'} | {references} | | {said} |")
+
+
+_MEASURES = ("image AUROC", "escapes in order", "PASS of defective", "FAIL of good", "REVIEW")
+_Values = np.ndarray  # (measures,)
+
+
+def _measured(run: Run, at: Sequence[np.ndarray]) -> _Values:
+    """The measures of some photos of a run. at: indices of good ones, of defective ones."""
+    scores, verdicts = np.array(run.scores), np.array(run.verdicts or [""] * len(run.scores))
+    good, bad = (scores[i] for i in at)
+    auroc = ((bad[:, None] > good).mean() + (bad[:, None] >= good).mean()) / 2
+    passed, failed = verdicts[at[1]] == "PASS", verdicts[at[0]] == "FAIL"
+    reviews = np.concatenate([verdicts[i] == "REVIEW" for i in at])
+    return np.array([auroc, (bad <= np.quantile(good, 0.95)).mean(), passed.mean(), failed.mean(), reviews.mean()])
+
+
+def _classes(run: Run) -> list[np.ndarray]:
+    return [np.flatnonzero(np.array(run.labels) == label) for label in (0, 1)]
+
+
+def _means(pairs: Sequence[tuple[Run, Run]]) -> np.ndarray:
+    """(2, measures): before and now."""
+    return np.mean([[_measured(run, _classes(run)) for run in pair] for pair in pairs], 0)
+
+
+def _resampled(pairs: Sequence[tuple[Run, Run]]) -> np.ndarray:
+    """(_RESAMPLES, measures): the change with draws, and the photos of each draw and class, drawn with replacement."""
+    rng = np.random.default_rng(0)
+    changes = np.empty((_RESAMPLES, len(_MEASURES)))
+    for row in changes:
+        drawn = [pairs[i] for i in rng.integers(len(pairs), size=len(pairs))]
+        found = []
+        for was, run in drawn:
+            at = [rng.choice(photos, len(photos)) for photos in _classes(run)]
+            found.append(_measured(run, at) - _measured(was, at))
+        row[:] = np.mean(found, 0)
+    return changes
+
+
+def _said(means: Sequence[np.ndarray], resampled: np.ndarray) -> str:
+    """before to now (interval of the change), of each measure. means: (2, measures) of each set."""
+    was, now = np.mean(means, 0)
+    low, high = np.quantile(resampled, [0.025, 0.975], 0)
+    return " | ".join(
+        f"{a:.3f} to {b:.3f} ({x:.3f} to {y:.3f})" for a, b, x, y in zip(was, now, low, high, strict=True)
+    )
 
 
 if __name__ == "__main__":

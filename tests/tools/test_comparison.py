@@ -368,14 +368,25 @@ def test_comparison_reports_zones_that_cannot_be_placed(workspace: Workspace) ->
 
 
 @pytest.mark.usefixtures("zones")
+def test_nothing_lies_in_a_critical_zone_that_cannot_be_placed(workspace: Workspace) -> None:
+    _spec(workspace, [0, 0, SIZE[1], SIZE[0]], kind="critical")
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    found = _inspected(workspace, noise)
+    assert "critical zones could not be placed: the photo could not be registered" in found.problems
+    assert found.regions
+    assert [zone for region in found.regions for zone in region.zones] == []
+
+
+@pytest.mark.usefixtures("zones")
 @pytest.mark.parametrize("limits", [[], [{"zone": "z", "max_length_px": 5, "severity": "minor"}]])
 def test_limits_of_a_zone_that_cannot_be_placed_ask_a_person(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, limits: list[dict[str, Any]]
 ) -> None:
     _spec(workspace, [0, 0, 20, 20], kind="named", limits=limits)
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
-    problems = _inspected(workspace, noise).problems
-    assert any(p.startswith("zones of limits could not be placed") for p in problems) == bool(limits)
+    found = _inspected(workspace, noise)
+    assert any(p.startswith("zones of limits could not be placed") for p in found.problems) == bool(limits)
+    assert [place for region in found.regions for place in region.places] == []
     assert not any("zones" in p for p in _inspected(workspace, part("a", broken=True).image).problems)
     monkeypatch.setattr(inspection, "regions_of", lambda *_, **__: [])  # limits concern what is found
     assert not any("zones of limits" in p for p in _inspected(workspace, noise).problems)

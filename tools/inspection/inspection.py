@@ -192,9 +192,11 @@ def inspect_photo(
     critical, placed = place_zones(workspace, photo, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
+    critical = critical if placed else {}  # a place that is not known is no finding's
     named, placed = place_zones(workspace, photo, capture.product, "named")
     if found and not placed and any(limit.zone in named for limit in spec.limits):
         problems.append("zones of limits could not be placed: the photo could not be registered")
+    named = named if placed else {}
     measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
     regions: list[RegionResult] = []
     for pieces in things(measured, cell := difference.cell_of(query.shape)):
