@@ -183,7 +183,9 @@ class ReportFiles:
 
 def _how(workspace: Workspace, report: DefectReport, kept: KeptDifference) -> How:
     """How the files of a filed inspection were read."""
-    return replace(workspace.how(report.product), rules=kept.rules)
+    how = workspace.how(report.product)
+    # earlier versions did not keep which golden sample files in space were placed on
+    return replace(how, rules=kept.rules, anchor=kept.anchor or how.anchor)
 
 
 def _drawn_of(

@@ -40,10 +40,9 @@ from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.colour import as_one
 from refdiff.tools.inspection.comparison import compare_with, similarities
 from refdiff.tools.inspection.difference import Comparison
-from refdiff.tools.inspection.inspection import PhotoInspection, RegionResult, inspect_photo, regions_of
+from refdiff.tools.inspection.inspection import Found, PhotoInspection, RegionResult, inspect_photo, regions_of, search
 from refdiff.tools.inspection.kept_difference import KeptDifference
 from refdiff.tools.inspection.methods import method_of
-from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.specification import ProductSpec, parse_spec
 from refdiff.tools.kinds.reading import How
@@ -89,7 +88,8 @@ class ToolContext:
         self._capture = capture
         self._keeps_pictures = keeps_pictures
         self._lent: list[RgbImage] = []  # lives as long as this inspection
-        self._hits: dict[int, list[GoldenHit]] = {}
+        self._photo: Query | None = None
+        self._found: dict[int, Found] = {}  # by how many
         self._clock = Clock()
         self._lock = threading.RLock()
 
@@ -138,23 +138,27 @@ class ToolContext:
 
     # ---- the stages ----
 
-    @cached_property
-    def _photo(self) -> Query:
-        query = self.query
-        with self._clock.stage("encode"):
-            return Query(query, self.find_capture().sha256, self.workspace.encoder.embed(query))
+    def _search(self, k: int) -> Found:
+        """The photo and its k nearest goldens. How tools register it besides shows in nothing that others get."""
+        with self._lock:
+            if self._photo is None:
+                query = self.query
+                with self._clock.stage("encode"):
+                    self._photo = Query(query, self.find_capture().sha256, self.workspace.encoder.embed(query))
+            if k not in self._found:
+                self._found[k] = search(self.workspace, self._photo, self.find_capture().product, k, self._clock)
+            return self._found[k].as_registered()
 
     def nearest(self, k: int) -> list[GoldenHit]:
         """The k nearest goldens, the photo itself among them if it is one. Raises UnknownProductError."""
-        with self._lock:
-            if k not in self._hits:
-                product = self.find_capture().product
-                self._hits[k] = nearest_goldens(self.workspace, self._photo, product, k, clock=self._clock)
-            return self._hits[k]
+        return self._search(k).hits
 
     def align(self, golden: Golden) -> Alignment:
-        with self._lock:
-            return alignment(self.workspace, self._photo, golden)
+        """How a golden lies on the photo, as in the canonical inspection."""
+        return alignment(self.workspace, self._canonical_search().photo, golden)
+
+    def _canonical_search(self) -> Found:
+        return self._search(self.workspace.settings.references)
 
     @property
     def canonical(self) -> PhotoInspection:
@@ -170,16 +174,18 @@ class ToolContext:
     def _inspected(self) -> PhotoInspection:
         for _ in range(_MAX_TRIES):
             self._judged_by = self._product_now()
+            self._anchor = self.workspace.how(self._judged_by.name).anchor
             found = inspect_photo(
                 self.workspace,
                 self.find_capture(),
-                photo=self._photo,
-                nearest=self._hits.get(self.workspace.settings.references),
+                found=self._canonical_search(),
                 clock=self._clock,
                 progress=self._progress,
             )
             if self._product_now() == self._judged_by:
                 return found
+            self._photo = None  # it may be read in another way now
+            self._found.clear()
         raise UnavailableError(
             f"the specification of product {self._judged_by.name!r} keeps changing; try again when nobody sets it"
         )
@@ -192,7 +198,7 @@ class ToolContext:
         outlines, rules = [r.extent.outline for r in canonical.regions], How.of(self.judged_by).rules
         return KeptDifference(
             difference.anomaly_map, canonical.threshold, nearest.alignment.matrix, outlines, difference.offset, rules,
-            difference.fit, difference.colour_map, difference.thresholds[0],
+            difference.fit, difference.colour_map, difference.thresholds[0], self._anchor,
         )  # fmt: skip
 
     @property
@@ -239,10 +245,10 @@ class ToolContext:
                 raise UnknownRecordError(
                     f"golden {golden.golden_id} is of product {golden.product!r}, the photo of {capture.product!r}"
                 )
-        with self._lock:
-            hits = similarities(self.workspace, self._photo, goldens)
-            hits.sort(key=lambda hit: hit.similarity, reverse=True)
-            found = compare_with(self.workspace, self._photo, capture.product, hits, Clock())
+        photo = self._canonical_search().photo
+        hits = similarities(self.workspace, photo, goldens)
+        hits.sort(key=lambda hit: hit.similarity, reverse=True)
+        found = compare_with(self.workspace, photo, capture.product, hits, Clock())
         return replace(found, difference=as_one(found.difference, self.canonical.calibration))
 
     def nearest_of(self, scored: ScoreEvidence) -> tuple[Golden, Alignment]:
@@ -262,8 +268,9 @@ class ToolContext:
         """The id by which a model is shown a picture that a tool made: its sha256 where it is stored."""
         if self._keeps_pictures:
             return self.workspace.stores.images.put(encode_png(image))
-        self._lent.append(image)
-        return self.workspace.lend(image)
+        picture_id, lent = self.workspace.lend(image)
+        self._lent.append(lent)
+        return picture_id
 
     def evidence_images(self, **made: RgbImage | None) -> dict[str, str]:
         """Pictures that a tool made, by role, as evidence names them: those that are there and stored."""

@@ -23,7 +23,7 @@ from refdiff.memory.rows.frames import GoldenPlace
 from refdiff.memory.rows.networks import ProductNetworks
 from refdiff.model.difference.comparing import Comparing, DistanceOnly, FittedScorer, Network
 from refdiff.model.difference.features import FEATURE_VERSION, Encoding, Features
-from refdiff.model.errors import DamagedError, InputError, UnknownRecordError
+from refdiff.model.errors import DamagedError, InputError, UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage, decode_image
 from refdiff.model.settings import ModelSettings
 from refdiff.model.thermal.palettes import coloured
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what opens databases and runs torch is loaded when it is fi
     from refdiff.memory.settings import MemorySettings
     from refdiff.memory.stores import Stores
     from refdiff.model.boards.network import BoardModel
+    from refdiff.model.difference.network import DifferenceNetwork
     from refdiff.model.difference.scorer import DifferenceScorer
 
 _IMAGES_KEPT_BYTES = 512 << 20
@@ -61,8 +62,8 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def __post_init__(self) -> None:
         self._images: LRUCache[tuple[str, How], Reading] = LRUCache(_IMAGES_KEPT_BYTES, attrgetter("nbytes"))
-        self._views: LRUCache[tuple[str, str], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
-        self._alignments: LRUCache[tuple[str, str, str], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
+        self._views: LRUCache[tuple[str, str, How], View] = LRUCache(_VIEWS_KEPT_BYTES, attrgetter("nbytes"))
+        self._alignments: LRUCache[tuple[str, str, str, How], Alignment] = LRUCache(_ALIGNMENTS_KEPT)
         self._fitted: LRUCache[str, Sequence[Network]] = LRUCache(_NETWORKS_KEPT)
         self._tried: tuple[ProductNetworks, Sequence[Network]] | None = None
         self._lent: WeakValueDictionary[str, RgbImage] = WeakValueDictionary()
@@ -123,6 +124,16 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
                 "(`refdiff train difference --encoder DIR`) and set REFDIFF_DIFFERENCE_WEIGHTS"
             )
         return model
+
+    def network_as_trained(self) -> DifferenceNetwork:
+        """The network of `trained_difference`, to be trained further or exported. Raises as that, and UnavailableError where
+        its file has changed since this process read it."""
+        from refdiff.model.difference.scorer import PACKAGED, read_network
+
+        net, _, sha256 = read_network(path := self.model_settings.difference_weights or PACKAGED)
+        if sha256 != self.trained_difference.sha256:
+            raise UnavailableError(f"{path} has changed since this process read it; start it again")
+        return net
 
     def fitted(self, product: str) -> ProductNetworks | None:
         """The networks that were fitted to a product; None where the shared one inspects it."""
@@ -289,11 +300,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         with self._cache_lock, contextlib.suppress(ValueError):  # larger than the cache
             self._images[sha256, how] = reading
 
-    def lend(self, picture: RgbImage) -> str:
-        """The id by which `picture` finds it, as long as somebody else holds it: it is not stored."""
+    def lend(self, picture: RgbImage) -> tuple[str, RgbImage]:
+        """The id by which `picture` finds it, as long as somebody holds the second: it is not stored.
+
+        That is an equal one where another inspection lends it already; it must not end with that.
+        """
         picture_id = hashlib.sha256(picture.tobytes()).hexdigest()
-        self._lent[picture_id] = picture
-        return picture_id
+        with self._cache_lock:
+            return picture_id, self._lent.setdefault(picture_id, picture)
 
     def picture(self, sha256: str) -> RgbImage:
         """What a model is shown: a lent picture, or a stored one of 8 bits. Raises as `image`."""
@@ -304,11 +318,11 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         """The picture of a golden, as `image` gives it. Raises DamagedError where it is missing or damaged."""
         return self.golden_reading(golden).picture
 
-    def golden_reading(self, golden: Golden) -> Reading:
+    def golden_reading(self, golden: Golden, how: How | None = None) -> Reading:
         """The file of a golden, as `reading` gives it. Raises DamagedError where it is missing or damaged."""
         named = f"golden {golden.golden_id} ({golden.filename})" if golden.filename else f"golden {golden.golden_id}"
         try:
-            return self.reading(golden.sha256, golden.product, named)
+            return self.reading(golden.sha256, golden.product, named, how)
         except (UnknownRecordError, DamagedError) as e:
             what = "missing" if isinstance(e, UnknownRecordError) else "damaged"
             raise DamagedError(
@@ -319,12 +333,14 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     def golden_features(self, golden: Golden) -> Features:
         """Features of a golden at its own working size: computed once, kept in memory and under `REFDIFF_CACHE`."""
-        key, on_disk = self.cache_key(golden.sha256, golden.product)
-        return self.features.get(key, lambda: self.encoder.embed(self.golden_image(golden)), on_disk)
+        how = self.how(golden.product)
+        key, on_disk = self.cache_key(golden.sha256, golden.product, how)
+        return self.features.get(key, lambda: self.encoder.embed(self.golden_reading(golden, how).picture), on_disk)
 
-    def cache_key(self, sha256: str, product: str) -> tuple[str, bool]:
-        """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk."""
-        how = self.how(product)
+    def cache_key(self, sha256: str, product: str, how: How | None = None) -> tuple[str, bool]:
+        """The name of a golden's decoded photo in caches, and whether what is made of it may be kept on disk. how: as of
+        `reading`."""
+        how = how or self.how(product)
         if how.in_colour:  # photos of 8 bits: no window shows them otherwise
             return f"{sha256}-colour", True
         # deep images depend on the window, which is the product's: they stay in memory only
@@ -332,7 +348,7 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
 
     @cachedmethod(
         attrgetter("_alignments"),
-        key=lambda self, query, query_key, sha256, product: (query_key, sha256, product),
+        key=lambda self, query, query_key, sha256, product: (query_key, sha256, product, self.how(product)),
         lock=attrgetter("_cache_lock"),
     )
     def registration(self, query: RgbImage, query_key: str, sha256: str, product: str) -> Alignment:
@@ -353,7 +369,9 @@ class Workspace(contextlib.AbstractContextManager["Workspace"]):
         return edge_correlation_at(self._view(query_key, golden.product, lambda: query), theirs, matrix)
 
     @cachedmethod(
-        attrgetter("_views"), key=lambda self, sha256, product, _: (sha256, product), lock=attrgetter("_cache_lock")
+        attrgetter("_views"),
+        key=lambda self, sha256, product, _: (sha256, product, self.how(product)),
+        lock=attrgetter("_cache_lock"),
     )
     def _view(self, sha256: str, product: str, image: Callable[[], RgbImage]) -> View:
         return View(image())

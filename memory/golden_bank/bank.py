@@ -170,30 +170,33 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
                     )
         return True
 
+    def flag(self, golden_id: str, note: str) -> Golden | None:
+        """Flag a golden for a person to check; None for one that a person has looked at (it has a note), or that is not
+        active. Raises UnknownRecordError."""
+        with self._qdrant():  # nobody else of this process decides meanwhile
+            known = self.get(golden_id)
+            return self.set_status(golden_id, "flagged", note) if known.status == "active" and not known.note else None
+
     def set_status(self, golden_id: str, status: GoldenStatus, note: str = "", by: str = "refdiff") -> Golden:
         """Flag, retire or reactivate a golden, saying why. by: who does it. Raises UnknownRecordError."""
         _check_status(status)
-        before = self.get(golden_id)
-        golden = replace(before, status=status, note=note)
-        with (
-            recorded(self._chain, GOLDEN, golden_id, by, dict(vars(before)), dict(vars(golden))),
-            self._qdrant() as client,
-        ):
-            if self._connection.file is not None:
-                self._connection.file.set_record(self._fingerprint, golden)
-            shard = self._shard_of(client, golden.product)
-            _twice(
-                lambda: client.set_payload(
-                    self._name,
-                    payload={"status": status, "note": note},
-                    points=[point_id(golden_id)],
-                    wait=True,
-                    shard_key_selector=shard,
-                )
-            )
-            if self._catalogue is not None:
-                self._catalogue[point_id(golden_id)] = golden
+        with self._qdrant() as client:
+            before = self.get(golden_id)
+            golden = replace(before, status=status, note=note)
+            with recorded(self._chain, GOLDEN, golden_id, by, dict(vars(before)), dict(vars(golden))):
+                self._write_status(client, golden)
         return golden
+
+    def _write_status(self, client: QdrantClient, golden: Golden) -> None:
+        if self._connection.file is not None:
+            self._connection.file.set_record(self._fingerprint, golden)
+        shard, point = self._shard_of(client, golden.product), point_id(golden.golden_id)
+        payload = {"status": golden.status, "note": golden.note}
+        _twice(
+            lambda: client.set_payload(self._name, payload=payload, points=[point], wait=True, shard_key_selector=shard)
+        )
+        if self._catalogue is not None:
+            self._catalogue[point] = golden
 
     # -- reading
 

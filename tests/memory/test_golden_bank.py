@@ -56,6 +56,21 @@ def test_adding_a_golden_twice_keeps_the_first(open_bank: OpenBank) -> None:
         assert bank.products() == ["bracket", "gear"]
 
 
+def test_what_a_person_has_decided_is_not_flagged(open_bank: OpenBank) -> None:
+    golden_id = make_golden(0).golden_id
+    with open_bank() as bank:
+        fill(bank, 1)
+        bank.set_status(golden_id, "retired", "scratched", "ana")
+        assert bank.flag(golden_id, "stands out") is None
+        assert (bank.get(golden_id).status, bank.get(golden_id).note) == ("retired", "scratched")
+        bank.set_status(golden_id, "active", "fine", "ana")
+        assert bank.flag(golden_id, "stands out") is None
+        bank.set_status(golden_id, "active")
+        flagged = bank.flag(golden_id, "stands out")
+        assert flagged == bank.get(golden_id)
+        assert (flagged.status, flagged.note) == ("flagged", "stands out")
+
+
 def test_golden_status_is_stored_and_filters_lists_and_search(open_bank: OpenBank) -> None:
     golden = make_golden(0)
     with open_bank() as bank:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,17 +22,19 @@ from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.records.captures import CaptureStore
 from refdiff.memory.settings import MemorySettings
 from refdiff.model.difference.encoder import Encoder
-from refdiff.model.errors import DamagedError, ToolOrderError
+from refdiff.model.errors import DamagedError, ToolOrderError, UnknownRecordError
 from refdiff.model.images import encode_png
 from refdiff.model.settings import ModelSettings
 from refdiff.model.synthesis.render import DefectSpec, Pose, render
 from refdiff.tools import context as context_of_tools
+from refdiff.tools import workspace as workspace_of_tools
 from refdiff.tools.context import ToolContext
 from refdiff.tools.evidence import Evidence, ScoreEvidence, evidence_of
+from refdiff.tools.framing.frames import place_of
 from refdiff.tools.golden_samples.captures import record_capture
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.photos import Upload
-from refdiff.tools.inspection import difference
+from refdiff.tools.inspection import difference, inspection
 from refdiff.tools.inspection.calibration import calibrate
 from refdiff.tools.registry import TOOLS
 from refdiff.tools.settings import ToolsSettings
@@ -122,6 +126,99 @@ def test_inspections_do_not_wait_for_each_other(workspace: Workspace, monkeypatc
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(lambda _: ToolContext(workspace, "1").canonical, range(2))
     assert one.comparison.difference.score == other.comparison.difference.score
+
+
+def test_tools_that_were_called_before_change_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the nearest golden sample does not register, but another one of its frame does, for which a model asks."""
+    upright = Upload("2.png", encode_png(render("circuit", 102, 41, size=SIZE, noise_seed=8).image))
+    record_capture(workspace.stores, "2", "board", upright, settings=workspace.model_settings)
+    nearest, *others = ToolContext(workspace, "2").nearest(4)
+    register, lost = workspace.registration, {nearest.golden.sha256, place_of(workspace, nearest.golden).anchor_sha256}
+
+    def registered(query: Any, key: str, sha256: str, product: str) -> Any:
+        found = register(query, key, sha256, product)
+        return replace(found, ok=False) if sha256 in lost else found
+
+    monkeypatch.setattr(workspace, "registration", registered)
+    alone, driven = ToolContext(workspace, "2"), ToolContext(workspace, "2")
+    driven.nearest(workspace.settings.references)
+    assert any(driven.align(hit.golden).ok for hit in others)
+    driven.nearest(1)
+    driven.compare([others[-1].golden.golden_id])
+    one, other = alone.canonical.comparison, driven.canonical.comparison
+    assert not one.alignments[0].ok
+    assert one.difference.score == other.difference.score
+    assert [a.ok for a in one.alignments] == [a.ok for a in other.alignments]
+
+
+def test_photo_is_not_judged_by_golden_samples_that_were_retired_meanwhile(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was compared with one before; the calibration that judges it has none of it."""
+    context, retired = ToolContext(workspace, "1"), []
+    calibrated = inspection.current_calibration
+
+    def calibrates(*args: Any, **kwargs: Any) -> Any:
+        if not retired:
+            retired.append(context.nearest(2)[0].golden.golden_id)
+            workspace.bank.set_status(retired[0], "retired", "a defect")
+        return calibrated(*args, **kwargs)
+
+    monkeypatch.setattr(inspection, "current_calibration", calibrates)
+    try:
+        found = context.canonical
+        assert found.calibration is not None
+        assert retired[0] not in found.calibration.golden_ids
+        assert retired[0] not in [hit.golden.golden_id for hit in found.comparison.hits]
+        assert len(found.comparison.hits) == 2
+    finally:
+        workspace.bank.set_status(retired[0], "active")
+
+
+def test_photo_is_read_again_where_its_specification_changes_meanwhile(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, searched = ToolContext(workspace, "1"), []
+    search = context_of_tools.search
+
+    def searches(*args: Any) -> Any:
+        searched.append(args[1])
+        if len(searched) == 1:
+            workspace.stores.products.set_spec("board", {"limits": [{"max_length_px": 5, "severity": "minor"}]})
+        return search(*args)
+
+    monkeypatch.setattr(context_of_tools, "search", searches)
+    try:
+        assert context.canonical.regions
+        assert context.judged_by.spec["limits"]
+        assert len(searched) == 2
+        assert searched[0] is not searched[1]
+    finally:
+        workspace.stores.products.set_spec("board", {})
+
+
+def test_registration_is_of_files_as_they_are_read_now(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden, read = workspace.bank.list("board")[0], Workspace.how
+    image, registered = workspace.golden_image(golden), []
+    align = workspace_of_tools.align
+    monkeypatch.setattr(workspace_of_tools, "align", lambda *of: registered.append(of) or align(*of))
+    for rules in ("", "", "emissivity .85"):
+        monkeypatch.setattr(Workspace, "how", lambda self, product, r=rules: replace(read(self, product), rules=r))
+        workspace.registration(image, "a photo", golden.sha256, "board")
+    assert len(registered) == 2
+    assert registered[0][0] is not registered[1][0]
+
+
+def test_lent_picture_is_there_as_long_as_anyone_lends_it(workspace: Workspace) -> None:
+    lenders = [ToolContext(workspace, "1", keeps_pictures=False) for _ in range(2)]
+    ids = {lender.keep_image(np.full((4, 4, 3), 7, np.uint8)) for lender in lenders}
+    assert len(ids) == 1
+    del lenders[0]
+    assert workspace.picture(*ids).shape == (4, 4, 3)
+    lenders.clear()
+    gc.collect()
+    with pytest.raises(UnknownRecordError):
+        workspace.picture(*ids)
 
 
 def test_tools_that_run_at_the_same_time_share_one_inspection(

@@ -67,6 +67,12 @@ def test_kept_map_is_small_and_close_to_the_map(anomaly_map: np.ndarray, most_by
     assert (kept.matrix == MATRIX).all()
 
 
+def test_how_its_files_were_read_is_kept() -> None:
+    kept = KeptDifference(smooth(9, 8, 3.0), THRESHOLD, MATRIX, rules="{}", anchor="a" * 64)
+    found = KeptDifference.decode(kept.encode())
+    assert (found.rules, found.anchor) == ("{}", "a" * 64)
+
+
 def test_kept_map_is_the_same_however_often_it_is_kept() -> None:
     made = KeptDifference(smooth(96, 128, 3.0), THRESHOLD, MATRIX).encode()
     assert KeptDifference(smooth(96, 128, 3.0), THRESHOLD, MATRIX).encode() == made

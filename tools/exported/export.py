@@ -16,7 +16,7 @@ from refdiff.memory.timestamps import utc_now
 from refdiff.model.difference.encoder import encoder_graph
 from refdiff.model.difference.features import Features
 from refdiff.model.difference.graph_files import graph_files
-from refdiff.model.difference.scorer import PACKAGED, PlainNetwork, folded, read_network, unpack_networks
+from refdiff.model.difference.scorer import PlainNetwork, folded, unpack_networks
 from refdiff.model.difference.sessions import GraphFormat
 from refdiff.model.errors import InputError, unknown_product
 from refdiff.model.number_format import number_format
@@ -210,7 +210,7 @@ class _Recorder:
 
 def _graphs(workspace: Workspace, content: Content, graphs: GraphFormat) -> dict[str, bytes]:
     parts = graph_parts("encoder", graph_files(*encoder_graph(), graphs))
-    shared, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
+    shared = workspace.network_as_trained()
     parts |= _network("difference", shared, graphs)
     if content.networks is not None:
         weights = workspace.stores.networks.weights(content.networks)

@@ -31,6 +31,7 @@ from refdiff.tools.exported.content import CONTENT, FEATURES, PHOTOS, VECTORS, C
 from refdiff.tools.exported.networks import ExportedNetwork, exported_encoder, open_network
 from refdiff.tools.exported.signing import NO_KEYS, Keys
 from refdiff.tools.inspection.calibration import calibration_key
+from refdiff.tools.kinds.reading import How
 from refdiff.tools.settings import ToolsSettings
 from refdiff.tools.workspace import Workspace
 
@@ -277,9 +278,9 @@ class ExportedWorkspace(Workspace):
             raise
         return workspace
 
-    def cache_key(self, sha256: str, product: str) -> tuple[str, bool]:
+    def cache_key(self, sha256: str, product: str, how: How | None = None) -> tuple[str, bool]:
         """As `Workspace.cache_key`; a device keeps no cache on its disk."""
-        return super().cache_key(sha256, product)[0], False
+        return super().cache_key(sha256, product, how)[0], False
 
     def check(self) -> None:
         """Raises InputError where this version would compute other scores than the calibration is of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache, partial
 
 import cv2
@@ -34,7 +34,7 @@ _BATCH = 8  # tiles that are encoded at once
 _DRAWN = "3"  # of how goldens are drawn in their frame: raise when that changes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Query:
     """A photo that is compared with golden samples: its pixels, by which name caches know it, and how it was found to lie.
 
@@ -47,6 +47,10 @@ class Query:
     key: str
     features: Features
     poses: dict[str, tuple[GoldenPlace, Alignment]] = field(default_factory=dict)
+
+    def as_registered(self) -> Query:
+        """The same, which shares no further registration with this one."""
+        return replace(self, poses=dict(self.poses))
 
 
 @dataclass(frozen=True)

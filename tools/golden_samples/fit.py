@@ -28,7 +28,7 @@ from refdiff.model.difference.comparing import MAP_STRIDE, SCORED_PART, Comparin
 from refdiff.model.difference.feature_maps import GRID_STRIDE, FeatureMaps
 from refdiff.model.difference.network import DifferenceNetwork
 from refdiff.model.difference.patch_distance import anomaly_map, image_score, reached_cells
-from refdiff.model.difference.scorer import PACKAGED, DifferenceScorer, pack_networks, read_network, unpack_networks
+from refdiff.model.difference.scorer import DifferenceScorer, pack_networks, unpack_networks
 from refdiff.model.errors import BusyError, InputError, RefDiffError, StorageError, UnavailableError
 from refdiff.model.files import make_room, mark_used, write_atomic
 from refdiff.model.images import RgbImage
@@ -263,8 +263,9 @@ class _Fit:
             mark_used(path)
             return net, path
         examples = [s.example for s in self._samples(half, _MAX_EXAMPLES)]
-        start, _, _ = read_network(workspace.model_settings.difference_weights or PACKAGED)
-        net = fit_network(start, examples, partial(_maps, workspace), recipe, self.progress, defects)
+        net = fit_network(
+            workspace.network_as_trained(), examples, partial(_maps, workspace), recipe, self.progress, defects
+        )
         with contextlib.suppress(OSError, StorageError):  # then an interruption costs this half
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, pack_networks([net]))

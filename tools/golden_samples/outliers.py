@@ -41,10 +41,10 @@ def flag_outliers(workspace: Workspace, product: str, new_ids: Sequence[str]) ->
     middle = float(np.median(values))
     flagged = []
     for (golden, similarity), z in zip(scored, modified_z_scores(values, MIN_SIMILARITY_SPREAD), strict=True):
-        if -z > MAX_Z and golden.status == "active" and not golden.note:
+        if -z > MAX_Z:
             note = (
                 f"outlier: similarity {similarity:.3f} to its nearest other golden sample, median here {middle:.3f}; "
                 "wrong product, or a defect?"
             )
-            flagged.append(workspace.bank.set_status(golden.golden_id, "flagged", note))
-    return flagged
+            flagged.append(workspace.bank.flag(golden.golden_id, note))
+    return [golden for golden in flagged if golden is not None]

@@ -530,17 +530,11 @@ def _flag(workspace: Workspace, calibration: Calibration) -> None:
     """Flag what stands out for a person. A golden that a person has looked at (it has a note) is left alone."""
     middle = float(np.median(calibration.scores))
     for golden_id in (calibration.unregistered or []) if seldom_unregistered(calibration) else []:
-        golden = workspace.bank.get(golden_id)
-        if golden.status == "active" and not golden.note and calibrates(golden):
-            note = "registers to none of the other golden samples: mirrored, or another part?"
-            workspace.bank.set_status(golden_id, "flagged", note)
+        if calibrates(workspace.bank.get(golden_id)):
+            workspace.bank.flag(golden_id, "registers to none of the other golden samples: mirrored, or another part?")
     for one in standing_out(calibration):
-        golden = workspace.bank.get(one.golden_id)
-        if golden.status == "active" and not golden.note:
-            note = (
-                f"stands out: scores {one.score:.3f} against the other golden samples, median {middle:.3f}; a defect?"
-            )
-            workspace.bank.set_status(one.golden_id, "flagged", note)
+        said = f"scores {one.score:.3f} against the other golden samples, median {middle:.3f}; a defect?"
+        workspace.bank.flag(one.golden_id, f"stands out: {said}")
 
 
 def p_value(calibration: Calibration, score: float) -> float:

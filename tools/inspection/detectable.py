@@ -20,7 +20,7 @@ from refdiff.memory.rows.calibrations import Calibration, MarksFound
 from refdiff.model.difference.comparing import MAP_STRIDE, Comparing
 from refdiff.model.difference.feature_maps import GRID_STRIDE
 from refdiff.model.difference.features import Encoding
-from refdiff.model.errors import InputError
+from refdiff.model.errors import InputError, UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.model.synthesis.marks import Mark, drawn, room
@@ -28,7 +28,14 @@ from refdiff.model.synthesis.photo_pairs import foreground_of
 from refdiff.tools.caches.feature_cache import Picture
 from refdiff.tools.framing.photos import Grid, Query, Seen
 from refdiff.tools.framing.tiles import Blend, Tile
-from refdiff.tools.inspection.calibration import MIN_PARTS_TO_FAIL, attained_alpha, count_parts, in_doubt, p_value
+from refdiff.tools.inspection.calibration import (
+    MIN_PARTS_TO_FAIL,
+    attained_alpha,
+    calibration_key,
+    count_parts,
+    in_doubt,
+    p_value,
+)
 from refdiff.tools.inspection.clock import Clock
 from refdiff.tools.inspection.difference import (
     OnPhoto,
@@ -104,6 +111,11 @@ def find_marks(workspace: Workspace, calibration: Calibration, progress: Progres
         raise InputError(
             f"product {calibration.product!r}: how small a defect is found cannot be said; none of the tried sizes fits on "
             "half of its golden samples, or their ignore zones leave no room"
+        )
+    if calibration_key(workspace, calibration.product, calibration.references) != calibration.key:
+        raise UnavailableError(
+            f"the golden samples of product {calibration.product!r} changed meanwhile; try again when nobody enrols or "
+            "retires any"
         )
     made = replace(calibration, marks=marks)
     workspace.stores.calibrations.keep_marks(made)

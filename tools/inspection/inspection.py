@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.rows.captures import Capture
+from refdiff.model.errors import UnavailableError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.photos import Query
 from refdiff.tools.inspection.against_golden import AgainstGolden, against_golden
 from refdiff.tools.inspection.calibration import (
     attained_alpha,
+    calibration_key,
     current_calibration,
     in_doubt,
     is_suspicious,
@@ -53,6 +55,7 @@ from refdiff.tools.vision.shape import union
 from refdiff.tools.workspace import Workspace
 
 _MIN_COVERED = 0.6  # part of the photo that references must reach
+_MAX_TRIES = 3  # of an inspection during which golden samples, or the network fitted to them, change
 _UNCALIBRATED_THRESHOLD = 0.2  # of the anomaly map: there a clear distance is as likely a defect as not
 
 
@@ -126,34 +129,65 @@ def _p_rest(
     return None if rest is None else p_value(calibration, rest)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A photo and its nearest golden samples. key: of the calibration that fits the bank as it was searched."""
+
+    photo: Query
+    hits: list[GoldenHit]
+    key: str
+
+    def as_registered(self) -> Found:
+        """The same, which shares no further registration with this one."""
+        return replace(self, photo=self.photo.as_registered())
+
+
+def search(
+    workspace: Workspace, photo: Query, product: str, k: int, clock: Clock, without: Collection[str] = ()
+) -> Found:
+    """The k nearest golden samples of a photo, registered anew. without: ids left out. Raises as `nearest_goldens`."""
+    key = calibration_key(workspace, product, workspace.settings.references)
+    photo = replace(photo, poses={})
+    return Found(photo, nearest_goldens(workspace, photo, product, k, without, clock), key)
+
+
 def inspect_photo(
     workspace: Workspace,
     capture: Capture,
     *,
-    photo: Query | None = None,
-    nearest: list[GoldenHit] | None = None,
+    found: Found | None = None,
     clock: Clock | None = None,
     progress: Progress = silent,
 ) -> PhotoInspection:
     """Inspect a captured photo the canonical way; deterministic for a given bank.
 
-    photo: that of the capture, if known. nearest: its nearest goldens, if known; as many as the settings say. Redoes a stale
-    calibration first (`progress`). Raises UnknownProductError, ImageError, UnavailableError.
+    found: the photo and its nearest goldens, if known; as many as the settings say. Redoes a stale calibration (`progress`).
+    Raises UnknownProductError, ImageError, and UnavailableError where golden samples keep changing.
     """
     clock = clock or Clock()
-    if photo is None:
+    if found is None:
         image = workspace.image(capture.sha256, capture.product, f"photo of part {capture.part_id}")
         with clock.stage("encode"):
             photo = Query(image, capture.sha256, workspace.encoder.embed(image))
+    else:
+        photo = found.photo
     query, method = photo.image, method_of(workspace, capture.product)
-    hits = _references(workspace, photo, capture, nearest, clock)
     itself = (make_golden_id(capture.product, capture.sha256),)  # an enrolled photo: by a network that did not see it
-    while True:
+    for _ in range(_MAX_TRIES):
+        searched = _references(workspace, photo, capture, found, clock)
+        photo, hits = searched.photo, searched.hits
         network = workspace.fitted(capture.product)
         comparison = compare_with(workspace, photo, capture.product, hits, clock, itself)
         calibration = current_calibration(workspace, capture.product, progress=progress)
-        if network == workspace.fitted(capture.product):
-            break  # the scores of another network would mean something else
+        # the scores of another network would mean something else, and so would those of other golden samples
+        if network == workspace.fitted(capture.product) and (calibration is None or calibration.key == searched.key):
+            break
+        found = None
+    else:
+        raise UnavailableError(
+            f"the golden samples of product {capture.product!r} changed during the inspection; try again when nobody enrols "
+            "or retires any"
+        )
     comparison = replace(comparison, difference=as_one(comparison.difference, calibration))
     comparison, counts, uncounted = with_counts(comparison, calibration)
     comparison, pose = with_pose(query, comparison, calibration)
@@ -186,18 +220,18 @@ def inspect_photo(
     # good parts of which nothing was looked at have no peak
     threshold = (calibration and calibration.pixel_threshold) or _UNCALIBRATED_THRESHOLD
     suspicious = calibration is None or p_compared is None or is_suspicious(calibration, p_compared, attained)
-    found = regions_of(comparison, threshold, at_least_one=suspicious)
-    crowded = len(found) >= MAX_REGIONS
-    found += places_apart(difference, found, comparison.nearest.size)
+    places = regions_of(comparison, threshold, at_least_one=suspicious)
+    crowded = len(places) >= MAX_REGIONS
+    places += places_apart(difference, places, comparison.nearest.size)
     critical, placed = place_zones(workspace, photo, capture.product, "critical")
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
     critical = critical if placed else {}  # a place that is not known is no finding's
     named, placed = place_zones(workspace, photo, capture.product, "named")
-    if found and not placed and any(limit.zone in named for limit in spec.limits):
+    if places and not placed and any(limit.zone in named for limit in spec.limits):
         problems.append("zones of limits could not be placed: the photo could not be registered")
     named = named if placed else {}
-    measured = [(region, method.measure(query, comparison, region, scale)) for region in found]
+    measured = [(region, method.measure(query, comparison, region, scale)) for region in places]
     regions: list[RegionResult] = []
     for pieces in things(measured, cell := difference.cell_of(query.shape)):
         region = merged([r for r, _ in pieces], difference.types, query.shape)
@@ -297,14 +331,11 @@ def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:
     )
 
 
-def _references(
-    workspace: Workspace, photo: Query, capture: Capture, known: list[GoldenHit] | None, clock: Clock
-) -> list[GoldenHit]:
+def _references(workspace: Workspace, photo: Query, capture: Capture, known: Found | None, clock: Clock) -> Found:
     """The goldens to compare a photo with. An enrolled photo must not be its own reference, unless it is alone."""
     itself = make_golden_id(capture.product, capture.sha256)
-    if known is not None and itself not in (h.golden.golden_id for h in known):
+    if known is not None and itself not in (h.golden.golden_id for h in known.hits):
         return known
     alone = workspace.bank.count(capture.product, IN_USE) < 2
-    k = workspace.settings.references
     without = () if alone else (itself,)
-    return nearest_goldens(workspace, photo, capture.product, k, without, clock)
+    return search(workspace, photo, capture.product, workspace.settings.references, clock, without)

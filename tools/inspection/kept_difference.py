@@ -38,8 +38,8 @@ class KeptDifference:
 
     matrix: (3, 3), px of the golden sample -> px of the photo; a mere resize where it could not be registered.
     outlines: of the findings, in their order, px of the photo; None: kept by a version that had none. offset: added to the
-    measured values of the golden sample before they were compared, where the product's kind does that. rules: by which its
-    files were read (see `How`), which the specification may change later. fit: of height maps, see `Difference.fit`.
+    measured values of the golden sample before they were compared, where the product's kind does that. rules, anchor: by
+    which its files were read (see `How`), which may change later. fit: of height maps, see `Difference.fit`.
     colour: of height maps with a colour photo, what the colour adds to the map; mm: of height, that is 1 of the map.
     """
 
@@ -52,6 +52,7 @@ class KeptDifference:
     fit: tuple[float, float, float, float] = _UNFITTED
     colour: F32 | None = None
     mm: float = 1.0
+    anchor: str = ""
 
     def encode(self) -> bytes:
         """PNG bytes: the map in at most 256 greys, as coarse as it is smooth. In pictures it looks the same."""
@@ -81,6 +82,8 @@ class KeptDifference:
             about["offset"] = self.offset
         if self.rules:
             about["rules"] = self.rules
+        if self.anchor:
+            about["anchor"] = self.anchor
         if self.fit != _UNFITTED:
             about["fit"] = self.fit
         if self.colour is not None:
@@ -117,7 +120,8 @@ class KeptDifference:
                     raise ValueError("the colour's part has a part of its own")
                 colour = cls.decode(_from_text(about["colour"]), (int(height), int(width)), whole=False).anomaly_map
             fit, mm = (a, b, c, factor), float(about.get("mm", 1.0))
-            return cls(anomaly_map, threshold, matrix, outlines, offset, rules, fit, colour, mm)
+            anchor = str(about.get("anchor", ""))
+            return cls(anomaly_map, threshold, matrix, outlines, offset, rules, fit, colour, mm, anchor)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError, cv2.error, zlib.error, _TOO_LARGE) as e:
             raise DamagedError(f"what was kept of the comparison is damaged ({e}); restore it from a backup") from e
 
