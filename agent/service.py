@@ -597,11 +597,12 @@ class InspectionService(AbstractContextManager["InspectionService"]):
             "fit_held_back": self.fittings.held_back(found["name"]),
         }
 
-    def set_spec(self, name: str, spec: dict[str, Any], by: str) -> dict[str, Any]:
-        """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError."""
+    def set_spec(self, name: str, spec: dict[str, Any], by: str, instead_of: int | None = None) -> dict[str, Any]:
+        """Set the acceptance rules, as `refdiff product set` does. Raises SpecError, InputError, and ChangedError where
+        `instead_of` is not the version that is there."""
         parsed = parse_spec(spec)
         check_specification(self.workspace, self.stores.products.name_of(name), parsed)
-        self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by)
+        self.stores.products.set_spec(name, parsed.model_dump(mode="json"), parsed.scale_mm_per_px, by, instead_of)
         return self.product(name)
 
     def name_component(self, name: str, component: str, called: str | None, by: str) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class DuplicateError(InputError):
         self.earlier = earlier
 
 
+class ChangedError(InputError):
+    """Somebody else changed meanwhile what this change begins from."""
+
+
 class SpecError(InputError):
     pass
 

@@ -44,6 +44,7 @@ from refdiff.model.errors import (
     InputError,
     RefDiffError,
     StorageError,
+    UnavailableError,
     UnknownProductError,
     UnknownRecordError,
     no_goldens,
@@ -55,6 +56,7 @@ _PAGE = 1000
 _SHOWN = 5  # damaged goldens that a message names
 MAX_CACHED = 4096  # goldens whose patches stay in memory: 66 MB at 36 x 112
 _MOST_PRODUCTS = 100_000
+_CHANGING_S = 30.0  # that one waits for another who changes the same golden
 _AGAIN_S = 0.5  # after which a write that a server did not answer is sent once more
 
 log = logging.getLogger(__name__)
@@ -173,18 +175,29 @@ class GoldenBank(contextlib.AbstractContextManager["GoldenBank"]):
     def flag(self, golden_id: str, note: str) -> Golden | None:
         """Flag a golden for a person to check; None for one that a person has looked at (it has a note), or that is not
         active. Raises UnknownRecordError."""
-        with self._qdrant():  # nobody else of this process decides meanwhile
-            known = self.get(golden_id)
-            return self.set_status(golden_id, "flagged", note) if known.status == "active" and not known.note else None
+        with self._changing(golden_id) as (client, before):
+            if before.status != "active" or before.note:
+                return None
+            return self._set_status(client, before, "flagged", note, "refdiff")
 
     def set_status(self, golden_id: str, status: GoldenStatus, note: str = "", by: str = "refdiff") -> Golden:
         """Flag, retire or reactivate a golden, saying why. by: who does it. Raises UnknownRecordError."""
         _check_status(status)
-        with self._qdrant() as client:
-            before = self.get(golden_id)
-            golden = replace(before, status=status, note=note)
-            with recorded(self._chain, GOLDEN, golden_id, by, dict(vars(before)), dict(vars(golden))):
-                self._write_status(client, golden)
+        with self._changing(golden_id) as (client, before):
+            return self._set_status(client, before, status, note, by)
+
+    @contextlib.contextmanager
+    def _changing(self, golden_id: str) -> Iterator[tuple[QdrantClient, Golden]]:
+        """A golden as it is, which nobody else changes until the block ends, in any process."""
+        busy = UnavailableError(f"golden {golden_id} is being changed by somebody else; try again")
+        alone = self._chain.lock(f"golden {golden_id}", busy, wait_s=_CHANGING_S) if self._chain else None
+        with alone or contextlib.nullcontext(), self._qdrant() as client:
+            yield client, self.get(golden_id)
+
+    def _set_status(self, client: QdrantClient, before: Golden, status: GoldenStatus, note: str, by: str) -> Golden:
+        golden = replace(before, status=status, note=note)
+        with recorded(self._chain, GOLDEN, golden.golden_id, by, dict(vars(before)), dict(vars(golden))):
+            self._write_status(client, golden)
         return golden
 
     def _write_status(self, client: QdrantClient, golden: Golden) -> None:

@@ -25,7 +25,7 @@ from refdiff.memory.database.database import Database
 from refdiff.memory.kinds import PRODUCT_KINDS, ProductKind
 from refdiff.memory.rows.products import Product, check_product_name, check_scale
 from refdiff.memory.timestamps import utc_now
-from refdiff.model.errors import InputError, SpecError, UnknownRecordError
+from refdiff.model.errors import ChangedError, InputError, SpecError, UnknownRecordError
 
 _P = t.products.c
 # prepared: an inspection asks for its product some thirty times
@@ -107,11 +107,17 @@ class ProductStore:
             return _change(conn, product.name, by, window_lo=lo, window_hi=hi)
 
     def set_spec(
-        self, name: str, spec: dict[str, Any], scale_mm_per_px: float | None = None, by: str = "unknown"
+        self,
+        name: str,
+        spec: dict[str, Any],
+        scale_mm_per_px: float | None = None,
+        by: str = "unknown",
+        instead_of: int | None = None,
     ) -> Product:
         """Replace specification and scale; the product is created if new. Raises SpecError if `spec` is not JSON data.
 
-        by: who sets them, for the audit record.
+        by: who sets them, for the audit record. instead_of: the version that `spec` was made from; raises ChangedError if
+        that is no longer the newest. None: whatever is there.
         """
         name, scale = self.name_of(name), check_scale(scale_mm_per_px)
         try:
@@ -119,6 +125,11 @@ class ProductStore:
         except (TypeError, ValueError) as e:
             raise SpecError(f"specification of {name!r}: {e}; use numbers, text, lists and mappings only") from e
         with changing(self._db) as conn:
+            if instead_of is not None and (newest := _ensure(conn, name).spec_version) != instead_of:
+                raise ChangedError(
+                    f"specification of {name!r}: version {newest} was set meanwhile, and this was made from version "
+                    f"{instead_of}; read it again and repeat the change"
+                )
             return _change(conn, name, by, spec=text, scale_mm_per_px=scale, spec_version=_P.spec_version + 1)
 
     def name_component(

@@ -292,7 +292,9 @@ def set_product(
         unseen = "" if wanted is None else too_fine(stores, settings().model.working_px, name, wanted, mm_per_px)
         stale = changed and stores.calibrations.latest(name) is not None
         scale = rules.scale_mm_per_px if spec or known is None else known.scale_mm_per_px
-        kept = stores.products.set_spec(name, rules.model_dump(mode="json"), scale, settings().server.user)
+        # a file replaces what is there; else all but the smallest defect must be what it was
+        made_from = None if spec else known.spec_version if known else 0
+        kept = stores.products.set_spec(name, rules.model_dump(mode="json"), scale, settings().server.user, made_from)
         others = [p.name for p in stores.products.list() if p.name != kept.name]
     line = f"{kept.name}: specification {kept.spec_version} set, {len(rules.zones)} zones, {len(rules.limits)} limits"
     emit(kept.document, line)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from refdiff.model.errors import (
     BusyError,
+    ChangedError,
     DuplicateError,
     InputError,
     RefDiffError,
@@ -32,6 +33,7 @@ STATUSES: tuple[tuple[type[RefDiffError], int], ...] = (
     (UnknownPartError, 404),
     (UnknownProductError, 404),
     (DuplicateError, 409),
+    (ChangedError, 409),
     (TamperedError, 409),
     (InputError, 422),
     (BusyError, 429),

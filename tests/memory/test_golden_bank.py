@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from refdiff.memory.golden_bank.bank import GoldenBank
 from refdiff.memory.golden_bank.golden import IN_USE
 from refdiff.memory.golden_bank.similarity import max_sim
 from refdiff.memory.settings import MemorySettings
+from refdiff.memory.stores import Stores
 from refdiff.memory.timestamps import utc_now
 from refdiff.model.errors import BankBusyError, InputError, RefDiffError, UnavailableError, UnknownRecordError
 
@@ -202,6 +206,32 @@ def test_max_sim_matches_values_worked_out_by_hand() -> None:
         np.array([[-1, -1]], np.float32),  # negative: clipped
     ]
     assert max_sim(query, candidates).tolist() == pytest.approx([0.5, 1.0, 0.0])
+
+
+def test_retired_golden_stays_retired_where_it_is_flagged_at_the_same_time(
+    settings: MemorySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden_id = make_golden(0).golden_id
+    with (
+        Stores.open(settings) as stores,
+        GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM, stores.db, shared=True) as one,
+        GoldenBank.open(settings, "f", GLOBAL_DIM, PATCH_DIM, stores.db, shared=True) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fill(one, 1)
+        write, retired = one._write_status, []
+
+        def flags(*args: Any) -> None:
+            # a person retires it in another process, after it was read here
+            retired.append(pool.submit(other.set_status, golden_id, "retired", "scratched", "ana"))
+            with pytest.raises(TimeoutError):
+                retired[0].result(0.2)
+            write(*args)
+
+        monkeypatch.setattr(one, "_write_status", flags)
+        assert one.flag(golden_id, "stands out") is not None
+        retired[0].result(10)
+        assert (one.get(golden_id).status, one.get(golden_id).note) == ("retired", "scratched")
 
 
 def test_processes_that_share_the_bank_see_what_each_other_changes(settings: MemorySettings) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from refdiff.memory.records.defect_names import MAX_NAME
 from refdiff.server.web.access import Admin, TheService, Viewer
-from refdiff.server.web.errors import responses
+from refdiff.server.web.errors import Refused, responses
 from refdiff.tools.inspection.specification import ProductSpec
 
 
@@ -33,10 +33,22 @@ def get_product(service: TheService, _caller: Viewer, name: str) -> dict[str, An
     return service.product(name)
 
 
-@router.put("/{name}/spec", responses=responses())
-def set_spec(service: TheService, caller: Admin, name: str, spec: ProductSpec) -> dict[str, Any]:
-    """Replace scale, zones and limits, as `refdiff product set` does."""
-    return service.set_spec(name, spec.model_dump(mode="json"), caller.name)
+@router.put("/{name}/spec", responses=responses(409))
+def set_spec(
+    service: TheService,
+    caller: Admin,
+    name: str,
+    spec: ProductSpec,
+    if_match: Annotated[
+        str | None, Header(description="`spec_version` that this was made from.", max_length=32)
+    ] = None,
+) -> dict[str, Any]:
+    """Replace scale, zones and limits, as `refdiff product set` does. With `If-Match`, only if nobody has set them since."""
+    version = (if_match or "*").strip().removeprefix("W/").strip('"')
+    if version != "*" and not version.isdecimal():
+        raise Refused(422, f"If-Match: {if_match!r} is no spec_version; send the number that the product has")
+    instead_of = None if version == "*" else int(version)
+    return service.set_spec(name, spec.model_dump(mode="json"), caller.name, instead_of)
 
 
 @router.put("/{name}/components/{component:path}", responses=responses(404))

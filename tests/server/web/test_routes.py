@@ -360,6 +360,15 @@ def test_goldens_and_products_are_managed_over_http(server: Running) -> None:
     spec = {"scale_mm_per_px": 0.5, "limits": [{"severity": "minor", "max_length_px": 3}]}
     assert server.client.put("/v1/products/gear/spec", json=spec).json()["spec"]["limits"][0]["max_length_px"] == 3
     assert server.client.put("/v1/products/gear/spec", json={"zones": "x"}).status_code == 422
+    version = server.client.get("/v1/products/gear").json()["spec_version"]
+    for match, status in (
+        ("x", 422),
+        (f'"{version}"', 200),
+        (f'"{version}"', 409),
+        (str(version + 1), 200),
+        ("*", 200),
+    ):
+        assert server.client.put("/v1/products/gear/spec", json=spec, headers={"If-Match": match}).status_code == status
     assert server.client.get("/v1/products/board").json()["calibration"]["n"] == 22
     assert server.client.post("/v1/products/none/calibration").status_code == 404
 
