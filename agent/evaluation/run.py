@@ -338,7 +338,11 @@ def _compare(run: _Run, sample: Sample) -> tuple[RgbImage, Comparison]:
     window = known.intensity_window if known else None
     if sample.reference is None:
         image = decode_image(data, name=sample.name, window=window)
-        return image, compare(run.workspace, image, PRODUCT, query_key=sha256, references=run.plan.references)
+        # no photo is its own reference, as in an inspection
+        itself = [make_golden_id(PRODUCT, sha256)] if run.workspace.bank.count(PRODUCT, IN_USE) > 1 else []
+        return image, compare(
+            run.workspace, image, PRODUCT, query_key=sha256, references=run.plan.references, exclude_ids=itself
+        )
     reference = _read(sample.reference)
     if window is None and (measured := measure_window(reference, name=str(sample.reference))):
         window = run.workspace.stores.products.set_window_once(PRODUCT, measured).intensity_window

@@ -150,6 +150,7 @@ def decide(facts: PolicyInput) -> Decision:
     attained = attained_alpha(facts.alpha, facts.n, facts.in_doubt)
     if facts.p is None:
         reason = f"Not calibrated: at least {MIN_PARTS} good parts must be enrolled before a part can be judged"
+        reason = "; ".join([reason, *facts.problems])
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     decision = _by_limits(facts, _by_score(facts, facts.p, attained), attained)
     if decision.verdict is Verdict.FAIL and facts.n < MIN_PARTS_TO_FAIL:
@@ -232,7 +233,8 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
     if sure:
         others = len(sure) - 1
         more = f"; {counted(others, 'more finding')} {'is' if others == 1 else 'are'} rejected" if others else ""
-        return Decision(Verdict.FAIL, VerdictBasis.LIMIT, f"{sure[0].label} {sure[0].rated.why}{more}", attained)
+        reason = "; ".join([f"{sure[0].label} {sure[0].rated.why}{more}", *facts.oddities])
+        return Decision(Verdict.FAIL, VerdictBasis.LIMIT, reason, attained)
     if rejected and decision.verdict is Verdict.PASS:
         first = rejected[0]
         k = facts.n if first.peak_p is None else _as_high(first.peak_p, facts.n)
@@ -241,7 +243,8 @@ def _by_limits(facts: PolicyInput, decision: Decision, attained: float) -> Decis
     unsized = [f for f in facts.findings if f.rated.missing_scale]
     if decision.verdict is Verdict.PASS:  # an inapplicable limit matters only where the region itself is significant
         unsized = [f for f in unsized if f.peak_p is not None and f.peak_p <= attained]
-    if unsized:
+    # no limit accepts what is odd
+    if unsized and not (facts.oddities and decision.verdict is Verdict.FAIL):
         reason = f"{decision.reason}; limits in mm cannot be applied because the scale is unknown"
         return Decision(Verdict.REVIEW, VerdictBasis.SYSTEM, reason, attained)
     if decision.verdict is Verdict.PASS or not facts.findings:

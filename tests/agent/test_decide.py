@@ -42,6 +42,21 @@ def _decide(p: float | None, n: int = 99, alpha: float = 0.01, **facts: Any) -> 
     return decision.verdict, decision.basis, decision.reason
 
 
+def test_what_a_limit_cannot_accept_fails_also_without_a_scale() -> None:
+    assert _decide(0.01, findings=_findings(UNSIZED))[0] == "REVIEW"
+    verdict, basis, reason = _decide(0.01, findings=_findings(UNSIZED), oddities=["the part is mirrored"])
+    assert (verdict, basis) == ("FAIL", "anomaly")
+    assert "mirrored" in reason
+
+
+def test_no_reason_is_lost() -> None:
+    _, _, reason = _decide(None, problems=["critical zones could not be placed"])
+    assert reason.startswith("Not calibrated")
+    assert reason.endswith("critical zones could not be placed")
+    _, _, reason = _decide(0.01, findings=_findings(ZONE), oddities=["component 1: 4 of 5"])
+    assert reason == "Scratch f1 lies in critical zone bore; component 1: 4 of 5"
+
+
 @pytest.mark.parametrize(
     ("p", "n", "alpha", "verdict"),
     [

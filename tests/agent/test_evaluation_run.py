@@ -70,6 +70,16 @@ def test_mvtec_layout_finds_missing_components(mvtec: Path) -> None:
     assert sum(r.verdict.value == "REVIEW" for r in results.per_image if r.label == 1) >= 4
 
 
+def test_photo_that_is_also_a_golden_sample_is_not_compared_with_itself(mvtec: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(mvtec, tmp_path / "twice"))
+    golden = sorted((root / "train" / "good").iterdir())[0]
+    shutil.copy(golden, root / "test" / "good" / "golden.png")
+    scores = {r.path: r.score for r in evaluate(root, references=1).per_image}
+    (itself,) = (s for path, s in scores.items() if Path(path).name == "golden.png")
+    others = [s for path, s in scores.items() if "good" in path and s != itself]
+    assert itself > 0.2 * min(others)
+
+
 def test_evaluation_touches_no_user_data_and_is_deterministic(mvtec: Path, tmp_path: Path) -> None:
     first, second = (evaluate(mvtec, references=2, goldens=4) for _ in range(2))
     assert [r.score for r in first.per_image] == [r.score for r in second.per_image]

@@ -22,6 +22,7 @@ from refdiff.model.synthesis.render import DefectSpec, Pose, Scene, render
 from refdiff.tools.context import measure_evidence
 from refdiff.tools.framing.photos import Query
 from refdiff.tools.golden_samples.enroll import enroll
+from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.inspection import inspection, retrieval
 from refdiff.tools.inspection.comparison import compare
 from refdiff.tools.inspection.difference import Comparison
@@ -223,6 +224,35 @@ def test_turn_beyond_the_specification_is_a_problem(
     assert len(found) == problem
     if problem:
         assert found[0].startswith(f"the part lies turned by {90 * quarters} degrees")
+
+
+def test_turn_of_a_part_that_does_not_register_is_unknown(workspace: Workspace, zones: None) -> None:
+    workspace.stores.products.set_spec("board", {"max_turn_deg": 10})
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    assert any("nobody knows how it lies" in p for p in _inspected(workspace, noise).problems)
+
+
+def test_critical_zone_outside_of_the_photo_asks_a_person(workspace: Workspace, zones: None) -> None:
+    width, height = SIZE[1], SIZE[0]
+    _spec(workspace, [0, 0, width // 8, height], kind="critical")
+    whole = part("a").image
+    cut = np.ascontiguousarray(whole[:, width // 6 :])
+    assert not any("outside" in p for p in _inspected(workspace, whole).problems)
+    problems = _inspected(workspace, cut).problems
+    assert "critical zone z lies outside of the photo; photograph all of the part" in problems
+
+
+def test_photo_of_an_enrolled_part_is_compared_with_no_other_photo_of_it(workspace: Workspace) -> None:
+    scene, group = part("a", broken=True), "a damaged part"
+    photos = [Upload(f"{i}.png", encode_png(np.minimum(scene.image, 254) + np.uint8(i))) for i in range(2)]
+    twins = enroll(workspace, "board", photos, part_group=group).added
+    try:
+        capture = workspace.stores.captures.add("twin", "board", twins[0].sha256)
+        found = inspect_photo(workspace, capture)
+        assert not {h.golden.golden_id for h in found.comparison.hits} & {g.golden_id for g in twins}
+    finally:
+        for twin in twins:
+            workspace.bank.set_status(twin.golden_id, "retired")
 
 
 @pytest.mark.parametrize("angle", [0.0, *TURNS[::2]])

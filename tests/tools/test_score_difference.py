@@ -17,7 +17,7 @@ from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.inspection.difference import OnPhoto, ScoredCells
 from refdiff.tools.inspection.inspection import inspect_photo
 from refdiff.tools.settings import ToolsSettings
-from refdiff.tools.vision.regions import find_regions
+from refdiff.tools.vision.regions import find_regions, highest_without
 from refdiff.tools.workspace import Workspace
 
 
@@ -29,6 +29,20 @@ def test_low_threshold_does_not_extend_a_region_into_its_halo() -> None:
     assert region.box == (50, 60, 90, 80)
     assert region.area_px == 20 * 40
     assert region.mask.shape == (20, 40)
+
+
+def test_however_small_a_place_is_it_is_not_passed_over() -> None:
+    heat = np.zeros((240, 320), np.float32)
+    heat[50:80, 40:70], heat[150:152, 200:202] = 0.5, 0.4  # too small to be a finding
+    (region,) = find_regions(heat, 0.3)
+    found = np.zeros((480, 640), bool)  # the photo is larger than its map
+    found[100:160, 80:140] = True
+    assert region.box == (40, 50, 70, 80)
+    assert highest_without(heat, found) == pytest.approx(0.4)
+    heat[150:152, 200:202] = 0.04
+    assert highest_without(heat, found) == 0.0, "it may be the halo"
+    heat[150:152, 200:202], heat[60, 75] = 0.0, 0.4
+    assert highest_without(heat, found) == 0.0, "one thing with what was found"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from refdiff.tools.inspection.scale import ResolvedScale
 from refdiff.tools.inspection.zones import product_spec
 from refdiff.tools.kinds.reading import Quantity
 from refdiff.tools.vision.measurement import Measurement, measure, of_mask
-from refdiff.tools.vision.regions import PART_OF_PEAK, Region, find_regions
+from refdiff.tools.vision.regions import PART_OF_PEAK, Region, find_regions, highest_without
 from refdiff.tools.workspace import Workspace
 
 FOUND_IN_HEIGHT, FOUND_IN_COLOUR = "height", "colour"
@@ -124,15 +124,16 @@ def height_alone(difference: Difference, calibration: Calibration) -> float | No
     return calibration.maps[0].standing(scores[0][0]) if scores else None
 
 
-def score_without(difference: Difference, calibration: Calibration, found: Mask) -> float | None:
-    """The image score if what was `found`, bool on the photo, and what surrounds it did not count; None where the score is
-    the value of the highest place, which is among what is found."""
-    colour = difference.colour
-    cells = colour.found.cells if colour else difference.cells
-    if cells is None:
-        return None
-    score = cells.score_without(found)
-    return calibration.maps[1].standing(score) if colour else score
+def score_without(difference: Difference, calibration: Calibration, found: Mask) -> float:
+    """The image score if what was `found`, bool on the photo, and what surrounds it did not count."""
+    if (colour := difference.colour) is not None:
+        assert difference.height is not None, "compared in height, too"
+        height, seen = calibration.maps[0], colour.found.cells
+        rest = height.standing(highest_without(difference.height.deviation, found, difference.cell))
+        return rest if seen is None else max(rest, calibration.maps[1].standing(seen.score_without(found)))
+    if difference.cells is not None:
+        return difference.cells.score_without(found)
+    return highest_without(difference.anomaly_map, found, difference.cell)
 
 
 def as_each_stands_out(

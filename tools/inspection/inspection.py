@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refdiff.memory.golden_bank.golden import IN_USE, GoldenHit, make_golden_id
 from refdiff.memory.rows.calibrations import Calibration
 from refdiff.memory.rows.captures import Capture
-from refdiff.model.errors import UnavailableError
+from refdiff.model.errors import UnavailableError, UnknownRecordError
 from refdiff.model.images import RgbImage
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.framing.photos import Query
@@ -47,7 +47,7 @@ from refdiff.tools.inspection.methods import Described, Method, Remarks, method_
 from refdiff.tools.inspection.pieces import Extent, extent_of, things
 from refdiff.tools.inspection.retrieval import nearest_goldens
 from refdiff.tools.inspection.scale import ResolvedScale, resolve_scale
-from refdiff.tools.inspection.zones import place_zones, product_spec
+from refdiff.tools.inspection.zones import place_zones, product_spec, zones_outside
 from refdiff.tools.vision.measurement import Measurement, measured_as_one
 from refdiff.tools.vision.regions import MAX_REGIONS, PART_OF_PEAK, Region, find_regions, map_window, merged, place_name
 from refdiff.tools.vision.registration import Alignment, turn_in_words
@@ -86,7 +86,7 @@ class PhotoInspection:
     regions: list[RegionResult]  # strongest first
     crowded: bool  # there may be more: only the strongest of the map were measured
     problems: list[str]  # why a person should look, whatever the score
-    # of the image score without the regions and what surrounds them; None where nothing but regions makes the score
+    # of the image score without the regions and what surrounds them; None where there is no region, or no calibration
     p_rest: float | None = None
     in_doubt: int = 0  # see `calibration.in_doubt`
     counts: list[Count] = field(default_factory=list)  # of each component of the product
@@ -125,8 +125,7 @@ def _p_rest(
     for result in regions:
         (x0, y0, x1, y1), mask = union([(seen.box, seen.mask) for seen in (result.region, result.extent)])
         found[y0:y1, x0:x1] |= mask
-    rest = score_without(difference, calibration, found)
-    return None if rest is None else p_value(calibration, rest)
+    return p_value(calibration, score_without(difference, calibration, found))
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ def inspect_photo(
     else:
         photo = found.photo
     query, method = photo.image, method_of(workspace, capture.product)
-    itself = (make_golden_id(capture.product, capture.sha256),)  # an enrolled photo: by a network that did not see it
+    itself = _of_same_part(workspace, capture)  # an enrolled photo: by a network that did not see it
     for _ in range(_MAX_TRIES):
-        searched = _references(workspace, photo, capture, found, clock)
+        searched = _references(workspace, photo, capture, itself, found, clock)
         photo, hits = searched.photo, searched.hits
         network = workspace.fitted(capture.product)
         comparison = compare_with(workspace, photo, capture.product, hits, clock, itself)
@@ -198,7 +197,7 @@ def inspect_photo(
             "the network of this product learned from this very photo, as one of a defect: a person has to judge it"
         )
     spec = product_spec(workspace, capture.product)
-    if wrong_way := _turned(comparison.alignments[0], spec.max_turn_deg):
+    if wrong_way := _turned(comparison.alignments, spec.max_turn_deg):
         problems.append(wrong_way)
     scale = resolve_scale(capture, hits[0].golden, comparison.alignments[0], spec.scale_mm_per_px)
     if scale.problem:
@@ -227,6 +226,8 @@ def inspect_photo(
     if not placed and comparison.zones_placed:
         problems.append("critical zones could not be placed: the photo could not be registered")
     critical = critical if placed else {}  # a place that is not known is no finding's
+    if outside := zones_outside(workspace, photo, capture.product, "critical"):
+        problems.append(f"{outside} outside of the photo; photograph all of the part")
     named, placed = place_zones(workspace, photo, capture.product, "named")
     if places and not placed and any(limit.zone in named for limit in spec.limits):
         problems.append("zones of limits could not be placed: the photo could not be registered")
@@ -321,9 +322,18 @@ def problems_of(comparison: Comparison) -> list[str]:
     return problems
 
 
-def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:
-    """The problem with a part that lies turned by more than the specification allows; "" if there is none."""
-    if max_turn_deg is None or not alignment.ok or abs(alignment.angle_deg) <= max_turn_deg:
+def _turned(alignments: Sequence[Alignment], max_turn_deg: float | None) -> str:
+    """The problem with a part that lies turned by more than the specification allows; "" if there is none.
+
+    alignments: of its golden samples, the nearest first.
+    """
+    if max_turn_deg is None:
+        return ""
+    if (alignment := next((a for a in alignments if a.ok), None)) is None:
+        return (
+            f"the part did not register, so nobody knows how it lies; the specification allows {max_turn_deg:g} degrees"
+        )
+    if abs(alignment.angle_deg) <= max_turn_deg:
         return ""
     return (
         f"the part lies {turn_in_words(alignment.angle_deg)}; the specification allows {max_turn_deg:g}: "
@@ -331,11 +341,27 @@ def _turned(alignment: Alignment, max_turn_deg: float | None) -> str:
     )
 
 
-def _references(workspace: Workspace, photo: Query, capture: Capture, known: Found | None, clock: Clock) -> Found:
-    """The goldens to compare a photo with. An enrolled photo must not be its own reference, unless it is alone."""
-    itself = make_golden_id(capture.product, capture.sha256)
-    if known is not None and itself not in (h.golden.golden_id for h in known.hits):
+def _of_same_part(workspace: Workspace, capture: Capture) -> list[str]:
+    """Golden samples (ids) that show the part of an enrolled photo; [] of any other."""
+    try:
+        itself = workspace.bank.get(make_golden_id(capture.product, capture.sha256))
+    except UnknownRecordError:
+        return []
+    return [g.golden_id for g in workspace.bank.list(capture.product) if g.group == itself.group]
+
+
+def _references(
+    workspace: Workspace,
+    photo: Query,
+    capture: Capture,
+    itself: Collection[str],
+    known: Found | None,
+    clock: Clock,
+) -> Found:
+    """The goldens to compare a photo with. itself: see `_of_same_part`: as in a calibration, an enrolled part must not be
+    its own reference, unless it is alone."""
+    if known is not None and not any(h.golden.golden_id in itself for h in known.hits):
         return known
-    alone = workspace.bank.count(capture.product, IN_USE) < 2
-    without = () if alone else (itself,)
+    others = any(g.golden_id not in itself for g in workspace.bank.list(capture.product, IN_USE)) if itself else True
+    without = itself if others else ()
     return search(workspace, photo, capture.product, workspace.settings.references, clock, without)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,8 @@ from refdiff.tools.inspection.specification import ProductSpec, parse_spec, zone
 from refdiff.tools.vision.regions import map_size
 from refdiff.tools.vision.registration import scaling
 from refdiff.tools.workspace import Workspace
+
+_MAX_OUTSIDE = 0.1  # part of a zone: parts do not lie to the pixel as the golden sample does
 
 
 def product_spec(workspace: Workspace, product: str) -> ProductSpec:
@@ -50,6 +53,30 @@ def ignored_on_golden(workspace: Workspace, golden: Golden, size: tuple[int, int
             matrix = np.linalg.inv(matrix_of(own)) @ matrix_of(drawn)
             mask = np.logical_or.reduce([zone_mask(zone, matrix, size) for zone in zones])
     return mask
+
+
+def zones_outside(workspace: Workspace, query: Query, product: str, kind: str) -> str:
+    """Which zones of one kind lie outside of the photo by more than a tenth: "critical zone bore lies"; "" for none, and
+    where the zone golden did not register."""
+    spec = product_spec(workspace, product)
+    zones = [z for z in spec.zones if z.kind == kind]
+    if not zones:
+        return ""
+    golden = zone_golden(workspace, product, spec)
+    found, size = alignment(workspace, query, golden), place_of(workspace, golden).size
+    if not found.ok:
+        return ""
+    drawn = map_size(size)
+    height, width = query.image.shape[:2]
+    outside = []
+    for zone in zones:
+        y, x = np.nonzero(zone_mask(zone, scaling(size, drawn), drawn))
+        points = cv2.perspectiveTransform(np.stack([x, y], 1)[None] + 0.5, found.matrix @ scaling(drawn, size))[0]
+        seen = (points >= 0).all(1) & (points < (width, height)).all(1)
+        if len(seen) and 1 - seen.mean() > _MAX_OUTSIDE:
+            outside.append(zone.name)
+    names = sorted(set(outside))
+    return f"{kind} zone{'s' * (len(names) > 1)} {', '.join(names)} lie{'s' * (len(names) == 1)}" if names else ""
 
 
 def place_zones(

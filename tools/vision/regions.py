@@ -108,7 +108,7 @@ def find_regions(
     above = anomaly_map > threshold
     if not above.any():
         return []
-    side = max(3, round(max(h, w) / 40 if cell is None else cell))
+    side = _joining(h, w, cell)
     joined = cv2.dilate(above.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     _, labels = cv2.connectedComponents(joined)
     smallest = max(4.0, (side / 2) ** 2)
@@ -150,6 +150,21 @@ def find_regions(
             box, mask = _scaled(box, mask, size[0] / h, size[1] / w)
         regions.append(Region(f"r{i}", box, place, int(mask.sum()), peak, mask, kind, sure))
     return regions
+
+
+def highest_without(anomaly_map: NDArray[np.float32], found: Mask, cell: float | None = None) -> float:
+    """The highest value of a map (h, w) outside of what was `found` (H, W of the photo) and what is joined with it; 0 where
+    that is so much lower that it may be its halo. cell: as of `find_regions`. However small a place is."""
+    h, w = anomaly_map.shape
+    there = cv2.resize(found.astype(np.uint8), (w, h), interpolation=cv2.INTER_AREA)
+    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _joining(h, w, cell) + 1,) * 2)
+    rest = float(np.where(cv2.dilate(there, ellipse) > 0, 0.0, anomaly_map).max())
+    return rest if rest > MIN_RELATIVE_PEAK * float(anomaly_map.max()) else 0.0
+
+
+def _joining(h: int, w: int, cell: float | None) -> int:
+    """px of a map of that size: pieces less than this apart are one."""
+    return max(3, round(max(h, w) / 40 if cell is None else cell))
 
 
 def merged(regions: Sequence[Region], types: NDArray[np.float32], size: tuple[int, ...]) -> Region:
