@@ -678,8 +678,9 @@ class InspectionService(AbstractContextManager["InspectionService"]):
                 f"POST /v1/inspections/{job.inspection_id}/retry, or, with the server stopped, "
                 f"refdiff inspections resume {job.inspection_id}"
             )
-            log.error("inspection %s is %s", job.inspection_id, message)
-            self.jobs.finish(job.inspection_id, {"type": CRASHED, "message": message, "exit_code": 70})
+            # another process may have begun it meanwhile, or even filed it
+            if self.jobs.give_up(job, {"type": CRASHED, "message": message, "exit_code": 70}):
+                log.error("inspection %s is %s", job.inspection_id, message)
 
     def _outcome(self, inspection_id: str) -> str:
         return self.report(inspection_id).verdict.value if self._filed(inspection_id) else ""
@@ -754,7 +755,7 @@ class InspectionService(AbstractContextManager["InspectionService"]):
         if known is None:
             return None
         if lasts is not None and datetime.now(UTC) - datetime.fromisoformat(known.created_at) > lasts:
-            self.jobs.forget_origin(origin)
+            self.jobs.forget_origin(origin, known.inspection_id)
             return None
         known = self.jobs.by_origin(origin, digest)
         if known and known.state == "failed" and not known.is_final and not self._filed(known.inspection_id):

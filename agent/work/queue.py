@@ -160,9 +160,8 @@ class InspectionQueue:
                 thread.join(_STOP_WAIT_S)
         try:
             self._note()  # again: what hangs may not go back uncounted
-            if (current := self._current) is not None:  # a stop is no crash
-                self._jobs.requeue(current, self.worker)
             if self._takes_jobs:
+                self._jobs.release(self.worker)  # a stop is no crash
                 self._jobs.leave(self.worker, self.hung)
         except UnavailableError:
             log.exception("what was running is resumed after the next start")
@@ -408,6 +407,8 @@ class InspectionQueue:
             for inspection_id, why in list(self._unwritten.items()):
                 self._give_back(inspection_id, why)
                 self._unwritten.pop(inspection_id)
+            if self._journal_fails:  # perhaps once it had begun a job, whose lease would be renewed for ever
+                self._jobs.release(self.worker)
             self._look_for_crashed()
             with self._blame:
                 alone = not self._beside

@@ -128,10 +128,10 @@ class JobStore:
             row = t.find(conn, t.jobs, *begins, order=[_J.seq.desc()])
         return None if row is None else _job(row)
 
-    def forget_origin(self, origin: str) -> None:
-        """Make the next request of that origin a new job."""
+    def forget_origin(self, origin: str, inspection_id: str) -> None:
+        """Make the next request of that origin a new job, unless a job other than that one has it by now."""
         with self._db.transaction() as conn:
-            _set(conn, _J.origin == origin, origin=None)
+            _set(conn, (_J.origin == origin) & (_J.inspection_id == inspection_id), origin=None)
 
     def begin(
         self, inspection_id: str | None = None, alone: bool = False, worker: str = "", lease_s: float = LEASE_S
@@ -182,6 +182,11 @@ class JobStore:
             _set(conn, _held(inspection_id, worker), state="queued", worker=None, lease_until=None,
                  **later, **({"place": _LAST} if last else {}))  # fmt: skip
 
+    def release(self, worker: str) -> None:
+        """Put whatever `worker` runs back in the queue. It need not know what that is: the answer to `begin` may be lost."""
+        with self._db.out_of_turn() as conn:
+            _set(conn, _runs(worker), state="queued", worker=None, lease_until=None)
+
     def hang(self, inspection_id: str, worker: str, error: dict[str, Any]) -> JobState | None:
         """Give up a job that hangs in `worker`: it waits again, behind all others; if it hung before, it fails with `error`.
 
@@ -227,8 +232,7 @@ class JobStore:
         """Say that `worker` lives: it, and what it runs, is taken for dead in lease_s seconds unless it says so again."""
         with self._db.out_of_turn() as conn:
             until = t.clock(conn) + lease_s
-            mine = (_J.worker == worker) & (_J.state == "running")
-            conn.execute(update(t.jobs).where(mine).values(lease_until=until))
+            conn.execute(update(t.jobs).where(_runs(worker)).values(lease_until=until))
             if not conn.execute(update(t.workers).where(_W.worker == worker).values(alive_until=until)).rowcount:
                 conn.execute(delete(t.workers).where(_W.alive_until < t.clock(conn)))
                 conn.execute(insert(t.workers).values(worker=worker, began_at=utc_now(), alive_until=until))
@@ -299,6 +303,12 @@ class JobStore:
         with self._db.out_of_turn() as conn:
             return bool(_set(conn, which, state="failed" if error else "done", error=said, failures=0, worker=None,
                              lease_until=None, not_before=None))  # fmt: skip
+
+    def give_up(self, job: Job, error: dict[str, Any]) -> bool:
+        """Mark a waiting job as failed; whether it did. Not one that was begun, or crashed again, since `job` was read."""
+        waits = (_J.inspection_id == job.inspection_id) & (_J.state == "queued") & (_J.deaths == job.crashes)
+        with self._db.out_of_turn() as conn:
+            return bool(_set(conn, waits, state="failed", error=json.dumps(error), failures=0, not_before=None))
 
     def find(self, inspection_id: str) -> Job | None:
         """The job of that inspection; None for one that no server has accepted."""
@@ -383,7 +393,11 @@ def _lost(now: ColumnElement[float]) -> ColumnElement[bool]:
 
 
 def _held(inspection_id: str, worker: str) -> ColumnElement[bool]:
-    return (_J.inspection_id == inspection_id) & (_J.state == "running") & (_J.worker == worker)
+    return (_J.inspection_id == inspection_id) & _runs(worker)
+
+
+def _runs(worker: str) -> ColumnElement[bool]:
+    return (_J.state == "running") & (_J.worker == worker)
 
 
 def _pages(values: Sequence[T]) -> Iterator[Sequence[T]]:

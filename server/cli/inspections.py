@@ -222,16 +222,15 @@ def _finish(inspector: Inspector, jobs: JobStore, inspection_id: str) -> DefectR
 
     job = jobs.find(inspection_id)
     failed = job.error if job is not None and job.state == "failed" else None
-    if failed is not None:
-        jobs.retry(inspection_id, settings().server.user)
+    again = None if failed is None else jobs.retry(inspection_id, settings().server.user)
     try:
         if job is None or job.state == "done" or inspector.request_of(inspection_id) is not None:
             report = inspector.resume(inspection_id)
         else:  # it ended before its first checkpoint
             report = inspector.run(InspectionRequest.of_job(job.request))
     except BaseException:
-        if failed is not None:
-            jobs.finish(inspection_id, failed)
+        if failed is not None and again is not None:
+            jobs.give_up(again, failed)  # unless a worker has taken it meanwhile
         raise
     jobs.finish(inspection_id)
     return report

@@ -123,14 +123,14 @@ def _add_inspections(server: MCPServer[Any], service: InspectionService, by: str
         newest = find_part(service.stores, part_id, product).capture_id
         if (job.open or recent) and job.request["capture_id"] == newest:
             return job.inspection_id
-        service.jobs.forget_origin(origin)
+        service.jobs.forget_origin(origin, job.inspection_id)
         return None
 
     def told(inspection_id: str) -> None:
         """A caller of inspect_part is told the outcome: the same call again is a new one."""
         job = service.jobs.find(inspection_id)
         if job is not None and job.origin is not None:
-            service.jobs.forget_origin(job.origin)
+            service.jobs.forget_origin(job.origin, inspection_id)
 
     def answer(inspection: Inspection, *pictures: bytes) -> Any:
         page = review_page(public_url, inspection.inspection_id) if inspection.report else None

@@ -162,7 +162,7 @@ class Turn:
             fresh = datetime.now(UTC) - datetime.fromisoformat(known.created_at) < _SENT_AGAIN
             if self._again and (known.open or fresh):
                 return known.inspection_id
-            self._service.jobs.forget_origin(self._origin)
+            self._service.jobs.forget_origin(self._origin, known.inspection_id)
         try:
             return self._begin()
         except ImageError:

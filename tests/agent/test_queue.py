@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -150,6 +151,35 @@ def test_end_of_a_job_of_another_process_is_heard(stores: Stores) -> None:
         queue.stop()
     assert [p.kind for p in heard if p.kind != "started"] == ["queued", "done"]
     assert (heard[-1].message, stores.jobs.get("insp-1").worker) == ("PASS", None)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_job_that_was_begun_without_an_answer_is_run_next_and_no_stop_counts_as_its_crash(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """A database that fails over may commit, and break the connection before it says so."""
+    begin = stores.jobs.begin
+
+    def lost(*which: Any) -> None:
+        assert begin(*which)
+        raise UnavailableError("the connection was closed")
+
+    for i in ("insp-1", "insp-2"):
+        stores.jobs.add(i, {"part_id": i}, None, 10, line="a")
+    ran: list[str] = []
+    queue = InspectionQueue(stores.jobs, lambda job: ran.append(job.inspection_id) or "PASS")  # type: ignore[func-returns-value]
+    with monkeypatch.context() as m:
+        m.setattr(stores.jobs, "begin", lost)
+        assert not queue._take()
+    assert (stores.jobs.get("insp-1").state, queue.outage) == ("running", "the connection was closed")
+    stores.jobs.keep(queue.worker)
+    if stops:
+        queue.stop()
+        assert (stores.jobs.get("insp-1").state, stores.jobs.crashed()) == ("queued", [])
+        return
+    assert queue._take()
+    assert queue._take()
+    assert (ran, queue.outage) == (["insp-1", "insp-2"], None)
 
 
 def test_journal_that_fails_is_asked_again_within_seconds_and_not_by_all_at_once(

@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from refdiff.memory.database import tables as t
 from refdiff.memory.journals.batches import LeftOut
-from refdiff.memory.journals.jobs import BATCH, HUNG, PERSON, Job
+from refdiff.memory.journals.jobs import BATCH, CRASHED, HUNG, PERSON, Job
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
 from refdiff.model.errors import BusyError, InputError, UnknownRecordError
@@ -189,6 +189,46 @@ def test_every_running_job_is_taken_over_by_a_process_that_is_alone(stores: Stor
     assert [j.inspection_id for j in stores.jobs.take_over(everybody=True)] == ["j1", "j2"]
     assert [j.inspection_id for j in stores.jobs.list()] == ["j3", "j1", "j2"]
     assert [j.inspection_id for j in stores.jobs.crashed()] == ["j1", "j2"]
+
+
+def test_worker_that_ends_or_does_not_know_what_it_took_puts_it_back_uncounted(stores: Stores) -> None:
+    add(stores, "j1", "j2")
+    assert (take(stores, "w"), take(stores, "other")) == ("j1", "j2")
+    stores.jobs.release("w")
+    assert [(j.inspection_id, j.state, j.worker) for j in stores.jobs.list()] == [
+        ("j1", "queued", None), ("j2", "running", "other"),
+    ]  # fmt: skip
+    assert stores.jobs.crashed() == []
+    assert take(stores, "other") == "j1"
+
+
+def test_job_is_given_up_only_as_long_as_it_waits_since_that_crash(stores: Stores) -> None:
+    error = {"type": CRASHED, "message": "given up", "exit_code": 70}
+    add(stores, "j1")
+    take(stores, "dead", lease_s=-1.0)
+    (first,) = stores.jobs.take_over()
+    assert take(stores, "dead", lease_s=-1.0) == "j1"
+    assert not stores.jobs.give_up(first, error)
+    (second,) = stores.jobs.take_over()
+    assert not stores.jobs.give_up(first, error)
+    assert stores.jobs.give_up(second, error)
+    assert (stores.jobs.get("j1").state, stores.jobs.get("j1").error) == ("failed", error)
+    again = stores.jobs.retry("j1", "ana")
+    assert take(stores, "w") == "j1"
+    assert stores.jobs.finish("j1", worker="w")
+    assert not stores.jobs.give_up(again, error)
+    assert stores.jobs.get("j1").state == "done"
+
+
+def test_origin_is_forgotten_only_of_the_job_that_was_seen_with_it(stores: Stores) -> None:
+    def ask(inspection_id: str) -> str:
+        return stores.jobs.add(inspection_id, {"part_id": "1"}, "key", 9)[0].inspection_id
+
+    assert (ask("j1"), ask("j2")) == ("j1", "j1")
+    stores.jobs.forget_origin("key", "j1")
+    assert ask("j2") == "j2"
+    stores.jobs.forget_origin("key", "j1")
+    assert ask("j3") == "j2"
 
 
 def test_job_is_taken_while_others_write(settings: MemorySettings, stores: Stores) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,7 @@ from refdiff.memory.upkeep.leftovers import remove_abandoned
 from refdiff.model.errors import (
     BusyError,
     DuplicateError,
+    ElsewhereError,
     ImageError,
     InputError,
     StorageError,
@@ -669,6 +670,40 @@ def test_repeated_key_with_another_request_is_refused_and_forgotten_in_time(
     assert sent("2", "d2", timedelta(0)) != first, "after its time the key is free"
 
 
+def test_requests_that_find_a_key_expired_at_once_get_one_inspection(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent() -> str:
+        job = service.submit(
+            by="ann", part_id="1", product="board", photo=photo(ready, "good.png"), origin="k", digest="d",
+            origin_lasts=timedelta(0),
+        )  # fmt: skip
+        return job.inspection_id
+
+    forget, twin = service.jobs.forget_origin, list[str]()
+
+    def meanwhile(*key: str) -> None:
+        monkeypatch.setattr(service.jobs, "forget_origin", forget)
+        twin.append(sent())
+        forget(*key)
+
+    first = sent()
+    monkeypatch.setattr(service.jobs, "forget_origin", meanwhile)
+    assert [sent()] == twin != [first]
+
+
+def test_job_that_another_process_has_filed_meanwhile_is_not_given_up(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inspection_id = service.submit(by="a", part_id="1", product="board", photo=photo(ready, "good.png")).inspection_id
+    assert service.wait(inspection_id, 60).state == "done"
+    crashed = replace(service.jobs.get(inspection_id), state="queued", crashes=queue_module.MAX_CRASHES)
+    monkeypatch.setattr(service, "_filed", lambda _: False)  # as it was at that look
+    service._give_up_deadly([crashed])
+    assert service.jobs.get(inspection_id).state == "done"
+    assert "given up" not in caplog.text
+
+
 @pytest.mark.parametrize(("error", "again"), [(ZeroDivisionError(), True), (ImageError("damaged"), False)])
 def test_repeated_key_tries_a_failed_inspection_again_unless_the_request_was_at_fault(
     service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
@@ -788,6 +823,21 @@ def test_resume_command_finishes_the_others_where_one_fails_again(
         assert "insp-3: part 1, PASS" in said.out
         assert "insp-1: no capture of part nobody" in said.err
         assert [jobs.get(i).state for i in ("insp-1", "insp-2", "insp-3")] == ["failed", "done", "done"]
+
+
+def test_resume_command_leaves_an_inspection_to_the_worker_that_took_it_meanwhile(
+    ready: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with journal(MemorySettings().home, "insp-1") as jobs:
+        jobs.finish("insp-1", {"type": "ValueError", "message": "a bug", "exit_code": 70})
+
+        def elsewhere(*_: object) -> None:
+            assert jobs.begin("insp-1", worker="w")
+            raise ElsewhereError("it runs in another process")
+
+        monkeypatch.setattr(Inspector, "run", elsewhere)
+        assert cli.run(["inspections", "resume"]) != 0
+        assert (jobs.get("insp-1").state, jobs.get("insp-1").worker) == ("running", "w")
 
 
 def test_cancel_and_resume_commands_end_and_revive_a_waiting_job(
