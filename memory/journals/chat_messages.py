@@ -6,6 +6,7 @@ A message is kept before its receipt is acknowledged, and stays open until its a
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.timestamps import utc_now
 
-_MOST_UNSETTLED = 20
 _M, _T = t.chat_messages.c, t.chat_threads.c
 
 
@@ -27,6 +27,7 @@ class ChatMessage:
     request: dict[str, Any]  # JSON data, as the platform's adapter wrote it
     state: Literal["received", "inspecting", "answered"]
     inspection_id: str | None  # the inspection it asked for
+    created_at: str  # when it was received
 
 
 class ChatStore:
@@ -46,23 +47,25 @@ class ChatStore:
                    "created_at": utc_now()}  # fmt: skip
             return t.insert_new(conn, t.chat_messages, new)
 
-    def change(self, key: str, request: dict[str, Any], thread: str) -> None:
-        """Replace the request of a message, for example once the adapter knows where its answer goes."""
+    def change(self, key: str, request: dict[str, Any], thread: str, unsettled: bool = False) -> None:
+        """Replace the request of a message, for example once the adapter knows where its answer goes. unsettled: it lacks
+        something, which the answer asks for."""
         with self._db.transaction() as conn:
-            self._set(conn, _M.key == key, request=json.dumps(request), thread=thread)
+            self._set(conn, _M.key == key, request=json.dumps(request), thread=thread, unsettled=unsettled)
 
-    def inspecting(self, key: str, thread: str, inspection_id: str) -> None:
-        """The message started an inspection; further questions in its thread are about that one."""
+    def inspecting(self, key: str, thread: str, inspection_id: str, settled: Collection[str]) -> None:
+        """The message started an inspection; further questions in its thread are about that one. settled: the keys of those
+        that lack nothing any more."""
         with self._db.transaction() as conn:
             self._set(conn, _M.key == key, state="inspecting", inspection_id=inspection_id)
-            self._set(conn, (_M.thread == thread) & _M.unsettled, unsettled=False)
+            self._set(conn, _M.key.in_(settled), unsettled=False)
             of_thread = {"platform": self._platform, "thread": thread, "inspection_id": inspection_id}
             t.put(conn, t.chat_threads, of_thread)
 
-    def answered(self, key: str, unsettled: bool = False) -> None:
-        """The answer to the message was posted. unsettled: it asks for what the request lacks."""
+    def answered(self, key: str) -> None:
+        """The answer to the message was posted."""
         with self._db.transaction() as conn:
-            self._set(conn, _M.key == key, state="answered", unsettled=unsettled)
+            self._set(conn, _M.key == key, state="answered")
 
     def unsettled(self, thread: str, since: str) -> list[dict[str, Any]]:
         """The requests in a thread that lack something, newest first. since: ISO 8601, UTC."""
@@ -71,7 +74,6 @@ class ChatStore:
                 select(_M.request)
                 .where(self._mine, _M.thread == thread, _M.unsettled, _M.created_at >= since)
                 .order_by(_M.created_at.desc(), _M.seq.desc())
-                .limit(_MOST_UNSETTLED)
             ).all()
         return [json.loads(request) for request in found]
 
@@ -98,4 +100,4 @@ class ChatStore:
 
 
 def _message(row: Row[Any]) -> ChatMessage:
-    return ChatMessage(row.key, json.loads(row.request), row.state, row.inspection_id)
+    return ChatMessage(row.key, json.loads(row.request), row.state, row.inspection_id, row.created_at)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, Protocol, Self
 
 from refdiff.agent.language.intent import Intent, Said
@@ -20,7 +21,7 @@ from refdiff.agent.report.summary import ReportSummary, summarise
 from refdiff.agent.service import Inspection, InspectionService, Upload
 from refdiff.agent.work.queue import Progress
 from refdiff.memory.journals.backoff import Backoff
-from refdiff.memory.journals.chat_messages import ChatStore
+from refdiff.memory.journals.chat_messages import ChatMessage, ChatStore
 from refdiff.memory.records.defect_names import Naming, check_defect_name
 from refdiff.memory.records.dispositions import Disposition
 from refdiff.memory.timestamps import to_utc
@@ -41,11 +42,24 @@ STATUS_EVERY_S = 45.0  # platforms drop a status after a minute or two
 LONGEST_WAIT_S, MAX_TRIES = 3600.0, 16
 HALVES_S = 1.0  # how long the second event of a message may take, where the platform does not say what it brings
 _UNSETTLED = timedelta(hours=1)  # how long a message waits for what it lacks
+_MOST_UNSETTLED = 20  # of them, the newest are read
 _THREADS = 8
 _MAX_TEXT = 4000
 HOW_TO_SEND = (
     'Send its photo with your message, for example "inspect part #4412, product bracket" with the picture attached.'
 )
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """An inspection, whose report is the answer. settled: keys of the messages that it rests on."""
+
+    inspection_id: str
+    settled: list[str]
+
+
+# a text ("": no answer), or what finds one
+_Answer = _Submitted | Callable[[], str] | str
 
 
 @dataclass(frozen=True)
@@ -62,12 +76,14 @@ class ChatRequest:
     photos: list[dict[str, Any]] = field(default_factory=list)
     addressed: bool = True  # to the bot; else a message in a thread that it answers in
     halves: bool = False  # another event of the same message may follow, with its files
+    answer: str = ""  # stored before it is posted: by then the thread may have gone on
 
 
 class Platform(Protocol):
     """One chat platform. Methods may be called from any thread and may raise anything."""
 
     name: str
+    shared_threads: bool  # what a message lacks may come from anyone in its thread; else from its own sender alone
 
     def name_of(self, user: str) -> str:
         """The name of a user, "" if unknown."""
@@ -113,18 +129,22 @@ class ChatBot:
         self._busy: dict[str, tuple[ChatRequest, str]] = {}
         self._read: set[str] = set()  # keys of messages in progress whose request was read: nothing can be added
         self._claimed: set[str] = set()  # keys of messages in progress, until they are answered
+        # by thread and key, in the order received: messages of which it is not known yet what they ask for; the first is at
+        # work, or failed and is retried before the others
+        self._turns: dict[str, dict[str, ChatRequest]] = {}
         self._failed: dict[str, tuple[int, float]] = {}  # by key: tries, and when the next one is due (monotonic clock)
         self._mutex, self._closing = threading.Lock(), threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"{platform.name}-status", daemon=True)
 
     def __enter__(self) -> Self:
         for message in self._store.open():
-            self._start(ChatRequest(**message.request))
+            self._resume(message)
         self._ticker.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._closing.set()
+        with self._mutex:
+            self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def receive(self, request: ChatRequest) -> bool:
@@ -146,11 +166,13 @@ class ChatBot:
         return self.receive(replace(request, key=f"{request.key}:files"))
 
     def knows_thread(self, thread: str) -> bool:
-        """Whether a thread is about an inspection, or about a request that lacks something."""
-        return self._store.inspection_of(thread) is not None or bool(self._unsettled(thread))
+        """Whether a thread is about an inspection, or about a request that lacks something, or may turn out to."""
+        if thread in self._turns or self._store.inspection_of(thread) is not None:
+            return True
+        return bool(self._unsettled(thread, datetime.now(UTC)))
 
-    def _unsettled(self, thread: str) -> list[ChatRequest]:
-        requests = self._store.unsettled(thread, to_utc(datetime.now(UTC) - _UNSETTLED)) if thread else []
+    def _unsettled(self, thread: str, now: datetime) -> list[ChatRequest]:
+        requests = self._store.unsettled(thread, to_utc(now - _UNSETTLED)) if thread else []
         return [ChatRequest(**request) for request in requests]
 
     def summary(self, inspection_id: str) -> ReportSummary:
@@ -219,12 +241,35 @@ class ChatBot:
         """A person's name in reports and decisions."""
         return f"{name or self._platform.name_of(user) or 'unknown'} ({self._platform.name} {user})"[:128]
 
-    def _start(self, request: ChatRequest) -> None:
+    def _resume(self, message: ChatMessage) -> None:
+        request = ChatRequest(**message.request)
+        self._start(request, in_turn=message.inspection_id is None and not request.answer)
+
+    def _start(self, request: ChatRequest, in_turn: bool = True) -> None:
+        """Handle a message. in_turn: after those of its thread that came before."""
         with self._mutex:
             if self._closing.is_set() or request.key in self._claimed:
                 return
+            if in_turn and request.thread:
+                turns = self._turns.setdefault(request.thread, {})
+                turns[request.key] = request
+                request = next(iter(turns.values()))
+                if request.key in self._claimed:
+                    return
             self._claimed.add(request.key)
-        self._pool.submit(self._guarded, request)
+            self._pool.submit(self._guarded, request)
+
+    def _end_turn(self, request: ChatRequest) -> None:
+        """Start the next message of the thread: what this one asks for is stored."""
+        with self._mutex:
+            turns = self._turns.get(request.thread, {})
+            if turns.pop(request.key, None) is None:
+                return
+            following = next(iter(turns.values()), None)
+            if following is None:
+                del self._turns[request.thread]
+        if following is not None:
+            self._start(following)
 
     def _release(self, request: ChatRequest) -> None:
         with self._mutex:
@@ -236,15 +281,19 @@ class ChatBot:
         waits = False
         try:
             waits = self._handle(request)
-        except Exception:
-            self._retry_later(request)
+        except Exception as e:
+            if not (self.service.stopping and isinstance(e, UnavailableError)):  # else answered after the next start
+                self._retry_later(request)
         finally:
             if not waits:
                 self._release(request)
 
     def _retry_later(self, request: ChatRequest) -> None:
         """Schedule another try after an exception."""
-        tries = self._failed.get(request.key, (0, 0.0))[0] + 1
+        tries, due = self._failed.get(request.key, (0, 0.0))
+        if time.monotonic() < due:  # tried early, for a newer message of its thread
+            return
+        tries += 1
         if tries >= MAX_TRIES:
             log.exception("gave up on %s message %s after %d tries", self._platform.name, request.key, tries)
             self._answered(request)
@@ -255,14 +304,19 @@ class ChatBot:
             "%s message %s could not be answered; retrying in %.0f s", self._platform.name, request.key, wait_s
         )
 
-    def _answered(self, request: ChatRequest, unsettled: bool = False) -> None:
-        self._store.answered(request.key, unsettled)
+    def _answered(self, request: ChatRequest) -> None:
+        self._store.answered(request.key)
         self._failed.pop(request.key, None)
+        self._end_turn(request)
 
     def _handle(self, request: ChatRequest) -> bool:
-        """Returns whether the message is now waiting for an inspection, which answers it."""
-        files = self._platform.files(request) if request.halves else None
-        if request.halves and files is None:
+        """Returns whether the message is now waiting for an inspection, which answers it.
+
+        In the order of the thread: photos are taken, inspections are submitted, and what is lacking is asked for.
+        """
+        halves = request.halves and not request.answer
+        files = self._platform.files(request) if halves else None
+        if halves and files is None:
             self._closing.wait(HALVES_S)
         with self._mutex:
             message = self._store.get(request.key)
@@ -271,50 +325,82 @@ class ChatBot:
                 message = self._store.get(request.key)
             self._read.add(request.key)
         if message is None or message.state == "answered":
+            self._end_turn(request)
             return False
         request = ChatRequest(**message.request)
         if message.inspection_id is not None:
+            self._end_turn(request)
             self._wait_for(request, message.inspection_id)
             return True
-        # after a crash between these two lines a second thread is opened, and the first stays empty
-        if not request.thread:
-            request = self._platform.opened(request)
-            self._store.change(request.key, asdict(request), request.thread)
-        refusal, unsettled = self._platform.refusal(request.user, request.place), False
+        if not request.answer:
+            # after a crash between these two lines a second thread is opened, and the first stays empty
+            if not request.thread:
+                request = self._platform.opened(request)
+                self._store.change(request.key, asdict(request), request.thread)
+            said: _Answer
+            refusal, unsettled = self._platform.refusal(request.user, request.place), False
+            if refusal:
+                said = refusal if request.addressed else ""
+            else:
+                received = datetime.fromisoformat(message.created_at)
+                said, unsettled = self._tried(request, lambda: self._answer(request, received))
+            if isinstance(said, _Submitted):
+                self._store.inspecting(request.key, request.thread, said.inspection_id, said.settled)
+                self._end_turn(request)
+                self._wait_for(request, said.inspection_id)
+                return True
+            if callable(find := said):  # a model answers between two inspections: no other message waits for that
+                self._end_turn(request)
+                said, _ = self._tried(request, lambda: (find(), False))
+            request = replace(request, answer=str(said))
+            self._store.change(request.key, asdict(request), request.thread, unsettled)
         try:
-            said, unsettled = self._answer(request) if not refusal else (refusal if request.addressed else "", False)
+            if request.answer:
+                self._platform.say(request, request.answer)
+        finally:
+            self._end_turn(request)
+        self._answered(request)
+        return False
+
+    def _tried(self, request: ChatRequest, work: Callable[[], tuple[_Answer, bool]]) -> tuple[_Answer, bool]:
+        """What the work returns; where it fails, why, and True: what was sent stays what the thread is about.
+
+        Raises UnavailableError while the service stops.
+        """
+        try:
+            return work()
         except RefDiffError as e:
-            if self.service.stopping and isinstance(e, UnavailableError):  # to be answered after the next start
-                return False
-            said, unsettled = _helpful(e), isinstance(e, InputError)
+            if self.service.stopping and isinstance(e, UnavailableError):
+                raise
+            return _helpful(e), True
         except Exception as e:
             log.exception("%s message %s failed", self._platform.name, request.key)
             lacking = outage(e)
             said = _helpful(lacking) if lacking else f"Internal error ({type(e).__name__}); see the log of the server."
-        if said is None:
-            return True
-        if said:
-            self._platform.say(request, said)
-        self._answered(request, unsettled)
-        return False
+            return said, True
 
-    def _answer(self, request: ChatRequest) -> tuple[str | None, bool]:
-        """The text of the answer ("": none), and whether the request lacks something; None: an inspection was started and
-        answers later."""
-        requests = [request, *(r for r in self._unsettled(request.thread) if r.key != request.key)]
-        said = [Said(_text(r), len(r.photos), r.addressed) for r in requests]
+    def _answer(self, request: ChatRequest, received: datetime) -> tuple[_Answer, bool]:
+        """The answer, and whether the request lacks something."""
+        unsettled = [
+            r
+            for r in self._unsettled(request.thread, received)
+            if r.key != request.key and (self._platform.shared_threads or r.user == request.user)
+        ]
+        requests = [request, *unsettled]
+        said = [Said(_text(r), len(r.photos), r.addressed) for r in requests[: _MOST_UNSETTLED + 1]]
         text, about = said[0].text, self._about(request.thread)
         intent = self.service.understand(said, about)
         if intent.part_id is not None:
-            self._begin(request, intent, requests, about)
-            return None, False
+            return self._submit(request, intent, requests, about), False
         if intent.ask is not None:
             return intent.ask, True
         if intent.about is not None:
-            self._try_working(request, "reading the report")
-            answer = self.service.ask(intent.about, text) if text else "Ask about the report, or name another part."
-            return answer, False
-        return (self.service.chat(text or "hello") if request.addressed else ""), False
+            return partial(self._asked, request, intent.about, text), False
+        return (partial(self.service.chat, text or "hello") if request.addressed else ""), False
+
+    def _asked(self, request: ChatRequest, inspection_id: str, text: str) -> str:
+        self._try_working(request, "reading the report")
+        return self.service.ask(inspection_id, text) if text else "Ask about the report, or name another part."
 
     def _about(self, thread: str) -> Inspection | None:
         """The inspection that a thread is about, if any."""
@@ -326,10 +412,10 @@ class ChatBot:
         except UnknownRecordError:  # the home was restored from an older backup
             return None
 
-    def _begin(
+    def _submit(
         self, request: ChatRequest, intent: Intent, requests: list[ChatRequest], about: Inspection | None
-    ) -> None:
-        """requests: the messages that the intent was read from."""
+    ) -> _Submitted:
+        """requests: the message and those that it settles."""
         part_id = str(intent.part_id)
         self._try_working(request, f"inspecting part {part_id}")
         photo = None if intent.photo is None else self._platform.photo(requests[intent.photo])
@@ -342,8 +428,7 @@ class ChatBot:
             photo=photo,
             origin=f"{self._platform.name}:{request.key}",
         )
-        self._store.inspecting(request.key, request.thread, job.inspection_id)
-        self._wait_for(request, job.inspection_id)
+        return _Submitted(job.inspection_id, [r.key for r in requests])
 
     def _wait_for(self, request: ChatRequest, inspection_id: str) -> None:
         """Answer the message once the inspection ends; until then the message stays claimed."""
@@ -403,6 +488,7 @@ class ChatBot:
             last = time.monotonic()
             with self._mutex:
                 busy = list(self._busy.values())
+                follow = {key for turns in self._turns.values() for key in list(turns)[1:]}
             for request, text in busy:
                 self._try_working(request, text)
             try:
@@ -411,8 +497,8 @@ class ChatBot:
                 log.warning("open messages cannot be read: %s", e)
                 continue
             for message in waiting:  # those in progress are claimed
-                if self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
-                    self._start(ChatRequest(**message.request))
+                if message.key not in follow and self._failed.get(message.key, (0, 0.0))[1] <= time.monotonic():
+                    self._resume(message)
 
 
 def _text(request: ChatRequest) -> str:

@@ -39,6 +39,7 @@ def make_client(token: str, api_url: str) -> WebClient:
 
 class SlackPlatform:
     name = "slack"
+    shared_threads = True
 
     def __init__(self, service: InspectionService, client: WebClient, readers: SlackReaders) -> None:
         self._service, self.client, self._readers = service, client, readers

@@ -34,6 +34,7 @@ class TeamsPlatform:
     """Use as a context manager."""
 
     name = "teams"
+    shared_threads = False  # a thread is a whole conversation, of several people
 
     def __init__(self, service: InspectionService, app: App) -> None:
         self._service, self._app = service, app
