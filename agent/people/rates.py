@@ -73,7 +73,7 @@ def rates(stores: Stores, product: str | None = None, since: str | None = None, 
         raise UnknownProductError(f"no product {product!r}; products: {known}")
     moment = None if since is None else to_utc(since)
     answers = stores.blind_checks.answered(product, moment)
-    filed, drawn = stores.blind_checks.count(product, moment)
+    filed, drawn, waiting = stores.blind_checks.count(product, moment)
     months = sorted({a.created_at[:7] for a in answers})
     overall = _period("all", answers, seed)
     return Rates(
@@ -81,7 +81,7 @@ def rates(stores: Stores, product: str | None = None, since: str | None = None, 
         since=moment,
         n_inspections=filed,
         n_drawn=drawn,
-        n_waiting=drawn - len(answers),
+        n_waiting=waiting,
         overall=overall,
         months=[_period(m, [a for a in answers if a.created_at.startswith(m)], seed) for m in months],
         dispositions=stores.dispositions.count(product, moment),

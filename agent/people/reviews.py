@@ -67,8 +67,8 @@ class Reviews:
     ) -> BlindCheck:
         """The judgement of a person who was not shown the verdict; the first answer stands.
 
-        as_reference, admin: as of `dispose`. Raises UnknownRecordError (not drawn for a blind check), InputError (not blind
-        to it), DuplicateError.
+        as_reference, admin: as of `dispose`. Raises UnknownRecordError (not drawn for a blind check), RemovedError,
+        InputError (not blind to it), DuplicateError.
         """
         made = self._stores.blind_checks.answer(inspection_id, judged, by, note, as_reference)
         if as_reference:
@@ -80,7 +80,7 @@ class Reviews:
         enrolment of an approved photo hangs and is given up: then it can be approved again, or refused.
 
         An approved photo is enrolled; `stores.adoptions` holds the outcome. Raises UnknownRecordError (nothing proposed),
-        InputError (one's own proposal), DuplicateError.
+        RemovedError, InputError (one's own proposal), DuplicateError.
         """
         made = self._stores.adoptions.decide(inspection_id, approved, by, note, admin=admin)
         if approved:

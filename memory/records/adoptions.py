@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Select, func, insert, literal, select, union, union_all, update
 
-from refdiff.memory.audit_chain import append
+from refdiff.memory.audit_chain import NO_REPORT, append, check_not_removed
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.records.api_keys import person
@@ -215,7 +215,11 @@ class AdoptionStore:
                 )
                 .join(t.inspections, _I.inspection_id == c.inspection_id)
                 .join(t.approvals, _A.inspection_id == c.inspection_id, isouter=True)
-                .where(c.inspection_id.not_in(select(_L.inspection_id)), _A.inspection_id.is_(None) | _GIVEN_UP)
+                .where(
+                    c.inspection_id.not_in(select(_L.inspection_id)),
+                    _A.inspection_id.is_(None) | _GIVEN_UP,
+                    _I.report != NO_REPORT,
+                )
             )
             if inspection_id is not None:
                 proposed = proposed.where(c.inspection_id == inspection_id)
@@ -233,8 +237,8 @@ class AdoptionStore:
         """Record an admin's or a second person's word about a proposed photo; it stands. If its enrolment was given up, the
         photo can be approved again, which tries that again, or refused.
 
-        Raises UnknownRecordError (nothing proposed), DuplicateError (decided already), InputError (no name, or the person
-        who proposed it, who is no admin).
+        Raises UnknownRecordError (nothing proposed), DuplicateError (decided already), RemovedError (pruned), InputError
+        (no name, or the person who proposed it, who is no admin).
         """
         by = by.strip()
         if not by:
@@ -258,6 +262,7 @@ class AdoptionStore:
                 raise DuplicateError(
                     f"inspection {inspection_id}: {earlier[0]} decided about its photo as a reference at {earlier[1]}"
                 )
+            check_not_removed(conn, inspection_id)
             if approved and not admin and all(person(name) == person(by) for name in proposed):
                 raise InputError(
                     f"inspection {inspection_id}: {by} proposed its photo as a reference; an admin or somebody else "

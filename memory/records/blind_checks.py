@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
-from refdiff.memory.audit_chain import append
+from refdiff.memory.audit_chain import NO_REPORT, append, check_not_removed
 from refdiff.memory.database import tables as t
 from refdiff.memory.database.database import Database
 from refdiff.memory.records.api_keys import person
@@ -25,6 +25,7 @@ from refdiff.model.errors import DuplicateError, InputError, UnknownRecordError
 BLIND = "blind_check"
 _B, _I = t.blind_checks.c, t.inspections.c
 _DRAWN = t.blind_checks.join(t.inspections)
+_WAITS = _B.judged.is_(None) & (_I.report != NO_REPORT)  # of one that was removed there is no photo to judge
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class BlindCheckStore:
             rows = conn.execute(
                 select(_I.inspection_id, _I.part_id, _I.product, _I.created_at, func.coalesce(_I.photo, ""))
                 .select_from(_DRAWN)
-                .where(_B.judged.is_(None), *_of(product, None))
+                .where(_WAITS, *_of(product, None))
                 .order_by(_I.seq)
                 .limit(limit)
             ).all()
@@ -104,8 +105,8 @@ class BlindCheckStore:
         """Record a person's judgement, durably on return; the first answer stands.
 
         as_reference: the person agrees that the photo of this good part becomes a golden sample.
-        Raises UnknownRecordError (not drawn), DuplicateError (answered), InputError (no name given, a bad part as
-        reference, or the person is not blind: asked for the inspection or decided about its verdict).
+        Raises UnknownRecordError (not drawn), DuplicateError (answered), RemovedError (pruned), InputError (no name given,
+        a bad part as reference, or the person is not blind: asked for the inspection or decided about its verdict).
         """
         by = by.strip()
         if judged not in ("good", "bad"):
@@ -126,6 +127,7 @@ class BlindCheckStore:
                     f"({known.judged}); the first answer stands",
                     known,
                 )
+            check_not_removed(conn, inspection_id)
             if (seen := _why_not_blind(conn, inspection_id, by)) is not None:
                 raise InputError(f"{by} {seen} inspection {inspection_id} and is not blind to it; ask somebody else")
             answer = BlindCheck(inspection_id, known.share, judged, by, note.strip(), as_reference, utc_now())
@@ -144,15 +146,15 @@ class BlindCheckStore:
             ).all()
         return [Answered(*row) for row in rows]
 
-    def count(self, product: str | None = None, since: str | None = None) -> tuple[int, int]:
-        """(inspections filed, drawn for a blind check) of that product since that time."""
+    def count(self, product: str | None = None, since: str | None = None) -> tuple[int, int, int]:
+        """(inspections filed, drawn for a blind check, waiting for an answer) of that product since that time."""
         with self._db.connection() as conn:
-            filed, drawn = conn.execute(
-                select(func.count(), func.count(_B.inspection_id))
+            filed, drawn, waiting = conn.execute(
+                select(func.count(), func.count(_B.inspection_id), func.count(_B.inspection_id).filter(_WAITS))
                 .select_from(t.inspections.outerjoin(t.blind_checks))
                 .where(*_of(product, since))
             ).one()
-        return int(filed), int(drawn)
+        return int(filed), int(drawn), int(waiting)
 
 
 def _of(product: str | None, since: str | None) -> list[ColumnElement[bool]]:

@@ -1,4 +1,4 @@
-"""Captures: which photo was taken of which part. All are kept; the newest one of a part is inspected."""
+"""Captures: which photo was taken of which part, and when. All are kept; the one of a part taken last is inspected."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from refdiff.memory.photos.image_store import check_sha256
 from refdiff.memory.records.products import known_name
 from refdiff.memory.rows.captures import Capture, normalise_part_id
 from refdiff.memory.rows.products import check_scale
-from refdiff.memory.timestamps import utc_now
+from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import InputError, UnknownPartError, UnknownRecordError
 
 _C = t.captures.c
 _AT_ONCE = 500  # parameters of one statement
 _NEAR_POOL = 2_000  # newest part ids among which the ones like an unknown id are sought
 _COMPARED = 20  # of them, those that look most like it
+_NEWEST_FIRST = (_C.created_at.desc(), _C.seq.desc())  # of a device, one may arrive after others that were taken later
 
 
 class CaptureStore:
@@ -42,11 +43,13 @@ class CaptureStore:
         sha256: str,
         scale_mm_per_px: float | None = None,
         filename: str = "",
+        taken_at: str | None = None,
     ) -> Capture:
         """Record a photo of a part; the product is created if new.
 
+        taken_at: ISO 8601, of a photo that arrives later than it was taken; default: now, which makes it the newest one.
         The same photo with the same scale as the part's newest capture returns that capture.
-        Raises InputError (part id, product name, sha256 or scale).
+        Raises InputError (part id, product name, sha256, scale or time).
         """
         part_id = normalise_part_id(part_id)
         check_sha256(sha256)
@@ -57,8 +60,12 @@ class CaptureStore:
             if newest and (newest.sha256, newest.scale_mm_per_px) == (sha256, scale):
                 return newest
             now = utc_now()
+            # the newest, also where the clock was set back meanwhile, unless it was taken earlier
+            at = max(now, newest.created_at) if newest else now
+            if taken_at is not None:
+                at = min(to_utc(taken_at), now)
             t.insert_new(conn, t.products, {"name": product, "updated_at": now})
-            capture = Capture(f"c-{uuid.uuid4().hex[:12]}", part_id, product, sha256, scale, filename, now)
+            capture = Capture(f"c-{uuid.uuid4().hex[:12]}", part_id, product, sha256, scale, filename, at)
             conn.execute(insert(t.captures), vars(capture))
         return capture
 
@@ -170,11 +177,11 @@ def _wanted(conn: Connection, capture_id: str | None, part_id: str | None, produ
 
 def _captures(conn: Connection, where: builtins.list[ColumnElement[bool]]) -> builtins.list[Capture]:
     """Newest first."""
-    return [_capture(row) for row in conn.execute(select(t.captures).where(*where).order_by(_C.seq.desc())).all()]
+    return [_capture(row) for row in conn.execute(select(t.captures).where(*where).order_by(*_NEWEST_FIRST)).all()]
 
 
 def _newest(conn: Connection, part_id: str, product: str) -> Capture | None:
-    row = t.find(conn, t.captures, _C.part_id == part_id, _C.product == product, order=[_C.seq.desc()])
+    row = t.find(conn, t.captures, _C.part_id == part_id, _C.product == product, order=_NEWEST_FIRST)
     return None if row is None else _capture(row)
 
 

@@ -31,4 +31,4 @@ class Capture:
     sha256: str  # id of the photo in the image store
     scale_mm_per_px: float | None  # None if unknown
     filename: str  # as it arrived; only ever shown
-    created_at: str  # ISO 8601, UTC
+    created_at: str  # when it was taken, as far as that is known, else when it arrived; ISO 8601, UTC

@@ -315,7 +315,10 @@ class _Prune:
         inspected = {(r.part_id, r.product, r.photo) for r in going}
         parts = sorted({part for part, _, _ in inspected} - _waiting_parts(conn))
         same = (_I.part_id == _C.part_id) & (_I.product == _C.product) & (_I.photo == _C.sha256)
-        done = select(_I.seq).where(same, gone, _I.created_at >= _C.created_at).correlate(t.captures).exists()
+        # by this system's clock on both sides: a device dates its reports itself
+        filed = select(_A.seq).where(_A.inspection_id == _I.inspection_id, _A.kind == FILED, _A.at >= _C.created_at)
+        inspected_since = filed.correlate(t.inspections, t.captures).exists()
+        done = select(_I.seq).where(same, gone, inspected_since).correlate(t.captures).exists()
         live = select(_I.seq).where(same, ~gone).correlate(t.captures).exists()
         found: dict[tuple[str, str, str | None], list[dict[str, Any]]] = defaultdict(list)
         for row in conn.execute(select(t.captures).where(_C.part_id.in_(parts), done, ~live)):

@@ -231,7 +231,7 @@ def adopt(_json: Json = False) -> None:
     lines = [f"{m.inspection_id}: {m.outcome}" + (f" as {m.golden_id}" if m.golden_id else "") for m in made]
     emit(
         {"learned": [asdict(m) for m in made]},
-        output.printable("\n".join(lines) or "no photo is waiting to be adopted"),
+        output.printable("\n".join(lines) or "no photo was adopted"),
     )
 
 

@@ -132,7 +132,7 @@ def test_rates_are_separate_by_product_and_month(stores: Stores) -> None:
 def test_rates_note_how_many_blind_checks_are_waiting(stores: Stores) -> None:
     fill(stores, {("PASS", "good"): 30, ("FAIL", "bad"): 28, ("PASS", "bad"): 2})
     for i in range(30):
-        stores.inspections.file(f"w{i}", "1", "board", "PASS", "2026-01-01", {}, blind_share=0.999999)
+        stores.inspections.file(f"w{i}", "1", "board", "PASS", "2026-01-01", {"part_id": "1"}, blind_share=0.999999)
     found = rates(stores)
     assert (found.n_drawn, found.n_waiting) == (90, 30)
     assert "30 of 90 drawn parts are not judged" in found.notes[0]

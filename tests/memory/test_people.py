@@ -53,7 +53,7 @@ def test_waiting_blind_checks_are_the_drawn_ones_without_verdict(stores: Stores)
         "created_at",
         "sha256",
     }
-    assert stores.blind_checks.count("board") == (300, len(drawn))
+    assert stores.blind_checks.count("board") == (300, len(drawn), len(drawn))
     assert stores.blind_checks.waiting("lid") == []
 
 

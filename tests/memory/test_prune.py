@@ -196,6 +196,27 @@ def test_what_waits_for_a_person_stays_unless_it_is_asked_for(stores: Stores) ->
     intact(stores)
 
 
+def test_nobody_judges_what_was_removed(stores: Stores) -> None:
+    for name in ("open", "answered", "proposed"):
+        file_inspection(stores, name, share=1.0)
+    file_inspection(stores, "young", at=YOUNG, share=1.0)
+    stores.blind_checks.answer("answered", "good", "eve")
+    assert pruned(stores, open_too=True).inspections == 3
+    assert [w.inspection_id for w in stores.blind_checks.waiting()] == ["young"]
+    assert stores.blind_checks.count("board") == (4, 4, 1)
+    with pytest.raises(RemovedError):
+        stores.blind_checks.answer("open", "good", "eve", as_reference=True)
+    answered = stores.blind_checks.get("open")
+    assert answered is not None
+    assert answered.judged is None
+    # as an earlier version took it
+    tamper(stores, "UPDATE blind_checks SET judged = 'good', judged_by = 'eve', as_reference = true, judged_at = ? "
+                   "WHERE inspection_id = 'proposed'", YOUNG)  # fmt: skip
+    assert stores.adoptions.waiting() == []
+    with pytest.raises(RemovedError):
+        stores.adoptions.decide("proposed", True, "boss", admin=True)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_a_removed_inspection_waited_with_is_forgotten_and_its_photo_goes(stores: Stores, killed: bool) -> None:
     """Also by the run after one that was killed between the records and that."""
@@ -250,6 +271,16 @@ def test_photos_that_others_need_stay(stores: Stores) -> None:
     stores.defect_names.forget("named", "f1", "ann")
     assert pruned(stores, GoldenPhotos({golden}, set())).inspections == 1
     assert not {named, picture} & held(stores)
+    intact(stores)
+
+
+def test_photo_of_a_device_goes_with_its_report_though_it_arrived_later(stores: Stores) -> None:
+    stores.captures.add("part-device", "board", stores.images.put(photo_of("device")))  # dated when it arrived
+    photo = file_inspection(stores, "device", captured=False)
+    age_photos(stores)
+    assert pruned(stores, dry_run=True).captures == 1
+    assert pruned(stores).captures == 1
+    assert (stores.captures.list(), photo in held(stores)) == ([], False)
     intact(stores)
 
 

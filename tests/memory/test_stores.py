@@ -24,7 +24,7 @@ from refdiff.memory.records.calibrations import Calibration, MarksFound
 from refdiff.memory.records.captures import normalise_part_id
 from refdiff.memory.settings import MemorySettings
 from refdiff.memory.stores import Stores
-from refdiff.memory.timestamps import to_utc
+from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import (
     DamagedError,
     DuplicateError,
@@ -347,6 +347,20 @@ def test_latest_capture_is_the_newest_and_history_keeps_all(stores: Stores) -> N
     assert stores.captures.history("4412") == [fourth, third, second, first]
     assert stores.captures.get(first.capture_id) == first
     assert stores.products.get("gear") is not None
+
+
+def test_latest_capture_is_the_one_taken_last_whenever_it_arrived(stores: Stores) -> None:
+    taken = "2026-01-01T10:00:00+02:00"
+    last = stores.captures.add("4412", "gear", B)
+    late = stores.captures.add("4412", "gear", A, taken_at=taken)
+    assert late.created_at == to_utc(taken)
+    assert stores.captures.latest("4412") == last
+    assert stores.captures.history("4412") == stores.captures.list("4412") == [last, late]
+    ahead = stores.captures.add("4412", "gear", A, 0.1, taken_at="2099-01-01")
+    assert ahead.created_at <= utc_now()
+    tamper(stores, "UPDATE captures SET created_at = ? WHERE capture_id = ?", to_utc("2099-01-01"), last.capture_id)
+    now = stores.captures.add("4412", "gear", A)  # the clock was set back meanwhile
+    assert stores.captures.latest("4412") == now
 
 
 def test_part_id_of_several_products_needs_the_product(stores: Stores) -> None:

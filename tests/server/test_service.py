@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from refdiff.agent import telemetry
 from refdiff.agent.inspector import Inspector
@@ -30,6 +30,8 @@ from refdiff.agent.service import InspectionService, Upload
 from refdiff.agent.settings import AgentSettings
 from refdiff.agent.work import queue as queue_module
 from refdiff.agent.work.queue import InspectionQueue
+from refdiff.memory.audit_chain import NO_REPORT, REMOVED, append
+from refdiff.memory.changes import changing
 from refdiff.memory.database import tables
 from refdiff.memory.journals.backoff import Backoff
 from refdiff.memory.journals.jobs import Job, JobStore
@@ -51,6 +53,7 @@ from refdiff.model.errors import (
 )
 from refdiff.model.settings import ModelSettings
 from refdiff.server.cli import main as cli
+from refdiff.tools.golden_samples import adopt
 from refdiff.tools.golden_samples.captures import record_capture
 
 ASK = "inspect part #{} against the nearest good sample"
@@ -735,6 +738,40 @@ def test_consent_while_an_enrolment_runs_is_recorded_at_once_and_adopted_later(
         assert service.stores.adoptions.consented() == [job.inspection_id]
     service._adopt()
     assert service.stores.adoptions.consented() == []
+
+
+def test_photo_that_cannot_be_enrolled_holds_up_no_other(
+    service: InspectionService, ready: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stores, ids = service.stores, []
+    for part in ("removed", "refused", "fine"):
+        data = (ready / "bad.png").read_bytes() + part.encode()  # another photo, which looks the same
+        job = service.submit(by="ann", part_id=part, product="board", photo=Upload(f"{part}.png", data))
+        service.wait(job.inspection_id)
+        ids.append(job.inspection_id)
+    removed, refused, fine = ids
+    enroll = adopt.enroll
+
+    def enrolls(workspace: Any, product: str, photos: list[Upload], **how: Any) -> Any:
+        if photos[0].name == "refused.png":
+            raise InputError("no such kind")
+        return enroll(workspace, product, photos, **how)
+
+    monkeypatch.setattr(adopt, "enroll", enrolls)
+    with service._enrolling:  # the service enrols none by itself
+        for inspection_id in ids:
+            stores.dispositions.add(inspection_id, "override", "eve", "good", "good", as_reference=True)
+            stores.adoptions.decide(inspection_id, True, "bob", admin=True)
+        with changing(stores.db) as conn:  # consent that an earlier version took after it was pruned
+            append(conn, REMOVED, removed, "boss", {})
+            conn.execute(
+                update(tables.inspections).where(tables.inspections.c.inspection_id == removed).values(report=NO_REPORT)
+            )
+        made = adopt.adopt_all(service.workspace)
+    assert [(m.inspection_id, m.outcome[:8]) for m in made] == [(removed, "refused:"), (fine, "enrolled")]
+    assert "was removed on" in made[0].outcome
+    assert f"1 approved photos could not be enrolled and are left out: {refused}: no such kind" in caplog.text
+    assert stores.adoptions.consented() == [refused]  # and is tried again
 
 
 def test_more_enrolments_than_may_wait_are_refused(service: InspectionService, monkeypatch: pytest.MonkeyPatch) -> None:

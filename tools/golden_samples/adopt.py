@@ -7,18 +7,21 @@ retired like any other golden. A golden from a disposition serves as a reference
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from refdiff.memory.golden_bank.golden import Golden, GoldenSource, group_of_part, make_golden_id
 from refdiff.memory.records.adoptions import Abandoned, Adoption
 from refdiff.memory.rows.captures import Capture
-from refdiff.model.errors import BusyError, InputError, UnknownRecordError
+from refdiff.model.errors import BusyError, InputError, RemovedError, UnknownRecordError
 from refdiff.model.progress import Progress, silent
 from refdiff.tools.golden_samples.enroll import enroll
 from refdiff.tools.golden_samples.outliers import flag_outliers
 from refdiff.tools.golden_samples.photos import Upload
 from refdiff.tools.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 # why a golden is retired
 _ABANDONED = "its enrolment hung and was given up"
@@ -41,7 +44,10 @@ def adopt(workspace: Workspace, inspection_id: str, progress: Progress = silent)
 
 def _adopt(workspace: Workspace, inspection_id: str, progress: Progress) -> Adoption:
     stores = workspace.stores
-    record = stores.inspections.get(inspection_id)
+    try:
+        record = stores.inspections.get(inspection_id)
+    except RemovedError as e:  # earlier versions took an answer about it; nothing will ever be enrolled
+        return stores.adoptions.add(inspection_id, None, f"refused: {e}")
     by, source = _consent(workspace, inspection_id)
     approval = stores.adoptions.approval(inspection_id)
     if approval is None or not approval.approved:
@@ -88,16 +94,24 @@ def adopt_all(
     be enrolled at the time (bank in use, disk full), oldest first. turn, retiring: held while that of an inspection is
     enrolled, and while what its enrolment left is retired; the first one yields what is told of the steps.
 
-    Raises as `adopt`.
+    One that cannot be enrolled holds up no other: the log names what was left out, and the next call tries it again. Raises
+    what is no InputError as `adopt`.
     """
     adoptions, made = workspace.stores.adoptions, []
+    left_out: dict[str, InputError] = {}
     with _alone(workspace):
         for photo in adoptions.abandoned():  # first: an enrolment may fail, or hang
             with retiring(photo.inspection_id):
                 _clear(workspace, photo)
         for inspection_id in adoptions.consented():
-            with turn(inspection_id) as progress:
-                made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id, progress))
+            try:
+                with turn(inspection_id) as progress:
+                    made.append(adoptions.get(inspection_id) or _adopt(workspace, inspection_id, progress))
+            except InputError as e:
+                left_out[inspection_id] = e
+    if left_out:
+        why = "; ".join(f"{inspection_id}: {e}" for inspection_id, e in left_out.items())
+        log.warning("%s approved photos could not be enrolled and are left out: %s", len(left_out), why)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from own_http import serving
 
 from refdiff.agent.device.device import Device, DeviceRecord
 from refdiff.memory.rows.watched import FileIdentity
+from refdiff.memory.timestamps import to_utc, utc_now
 from refdiff.model.errors import DamagedError
 from refdiff.server.device.delivery import Delivery, form
 from refdiff.server.device.exports import ExportInUse, KeptExports
@@ -60,6 +63,55 @@ def test_report_of_a_device_is_filed_once_and_drawn(server: Running, export: Pat
     assert overlay.status_code == 200
     assert cv2.imdecode(np.frombuffer(overlay.content, np.uint8), cv2.IMREAD_COLOR).size
     assert server.service.stores.audit.verify_store().problem is None
+
+
+def test_report_that_arrives_late_leaves_the_newer_photo_of_its_part_the_newest(server: Running, export: Path) -> None:
+    with Device.open(export) as device:
+        record = device.record(server.photos["bad.png"], "late")
+    server.inspected("good.png", "late")  # after rework
+    assert _send(server, record, server.photos["bad.png"]).status_code == 201
+    captures = server.service.stores.captures
+    newest, late = captures.history("late")
+    assert captures.latest("late") == newest
+    assert (late.sha256, late.created_at) == (record.report.query_sha256, to_utc(record.report.created_at))
+
+
+@pytest.mark.parametrize(
+    ("year", "says"),
+    [pytest.param(1970, "was enrolled only at", id="never set"), pytest.param(2099, "the server's is", id="ahead")],
+)
+def test_photo_of_a_device_whose_clock_is_wrong_counts_as_taken_on_receipt(
+    server: Running, export: Path, caplog: pytest.LogCaptureFixture, year: int, says: str
+) -> None:
+    part, wrong = f"clock {year}", datetime(year, 1, 2, tzinfo=UTC)
+    with Device.open(export) as device:
+        record = device.record(server.photos["bad.png"], part)
+    record = replace(record, report=record.report.model_copy(update={"created_at": wrong}))
+    before = utc_now()
+    with caplog.at_level(logging.WARNING):
+        assert _send(server, record, server.photos["bad.png"]).status_code == 201
+    stores = server.service.stores
+    [capture] = stores.captures.history(part)
+    assert before <= capture.created_at <= utc_now()
+    assert says in caplog.text
+    assert stores.inspections.get(record.report.inspection_id).created_at == to_utc(
+        wrong
+    )  # the report is as it was sent
+    newest = server.inspected("good.png", part)
+    assert stores.captures.latest(part).sha256 == newest["report"]["query_sha256"]
+
+
+def test_clock_of_a_device_that_is_a_little_ahead_makes_no_photo_newer_than_what_comes_later(
+    server: Running, export: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Device.open(export) as device:
+        record = device.record(server.photos["bad.png"], "ahead")
+    soon = datetime.now(UTC) + timedelta(minutes=2)
+    record = replace(record, report=record.report.model_copy(update={"created_at": soon}))
+    assert _send(server, record, server.photos["bad.png"]).status_code == 201
+    assert "set the clock" not in caplog.text
+    newest = server.inspected("good.png", "ahead")
+    assert server.service.stores.captures.latest("ahead").sha256 == newest["report"]["query_sha256"]
 
 
 def test_what_does_not_belong_together_is_refused(server: Running, export: Path) -> None:

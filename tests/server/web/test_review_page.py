@@ -305,7 +305,7 @@ def test_blind_check_page_does_not_show_the_verdict(
     ids = [server.inspected(name, f"blind {name}", line)["inspection_id"] for name in ("good.png", "bad.png")]
     page = open_page("#/blind")
     for key in "yx":  # good, defective
-        page.wait_for_selector(".photo[src^='blob:']")
+        page.wait_for_selector("button.good:enabled")
         shown = page.locator("main").inner_html()
         assert not {"PASS", "FAIL", "REVIEW", "p-value"} & set(shown.replace("<", " ").replace(">", " ").split())
         part = page.locator(".blindbox h2").inner_text()
@@ -316,6 +316,48 @@ def test_blind_check_page_does_not_show_the_verdict(
     page.goto(f"{server.url}/#/audit")
     page.wait_for_selector("#h-rates")
     assert "too few" in page.locator("main").inner_text()
+
+
+def test_blind_answer_counts_only_for_a_photo_that_is_shown(
+    server: Running, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service._inspector.settings, "blind_share", 1.0)
+    line = server.key("inspector", "line 3")
+    names = ("first", "second", "broken")
+    ids = [server.inspected("good.png", f"seen {name}", line)["inspection_id"] for name in names]
+    page = open_page("#/blind")
+    page.wait_for_selector("button.good:enabled")
+    held: list[Any] = []
+    page.route(f"**/{ids[1]}/photo", lambda route: held.append(route))
+    page.route(f"**/{ids[2]}/photo", lambda route: route.fulfill(body=b"no picture", content_type="image/png"))
+
+    def answers() -> list[str | None]:
+        found = [server.service.stores.blind_checks.get(i) for i in ids]
+        return [f.judged for f in found if f]
+
+    page.keyboard.down("y")
+    page.wait_for_selector(".blindbox h2:has-text('seen second')")
+    page.keyboard.down("y")  # held: it repeats
+    page.keyboard.up("y")
+    page.keyboard.press("y")  # doubled
+    assert page.locator("button.good, button.defective").evaluate_all("all => all.map(b => b.disabled)") == [True, True]
+    assert answers() == ["good", None, None]
+    page.keyboard.down("x")
+    while not held:
+        page.wait_for_timeout(20)
+    held.pop().continue_()
+    page.wait_for_selector("button.good:enabled")
+    page.keyboard.down("x")  # held since before the photo was shown
+    page.keyboard.up("x")
+    page.wait_for_timeout(100)
+    assert answers() == ["good", None, None]
+    page.locator("button.good").dblclick()
+    page.wait_for_selector(".blindbox .missing")
+    assert "The photo of part seen broken cannot be shown" in page.locator(".missing").inner_text()
+    page.keyboard.press("y")
+    page.keyboard.press("n")
+    page.wait_for_selector(".blindbox > .notice")
+    assert answers() == ["good", "good", None]
 
 
 def test_goldens_page_enrols_flags_and_retires(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 // The random sample that a person judges without the verdict: one photo after the other.
 
-import { get, picture, post } from "./api.js";
+import { ApiError, get, picture, post } from "./api.js";
 import { field, h, replace, say, when } from "./dom.js";
 import { onThisPage } from "./keys.js";
+
+const SEEN_MS = 400; // until a photo can be judged: what was pressed twice about the one before is no answer about this one
 
 export async function showBlind({ place, me, isShown }) {
   const queue = await get("/v1/blind-checks");
@@ -32,8 +34,14 @@ export async function showBlind({ place, me, isShown }) {
     });
     const note = h("input", { type: "text", maxlength: 2000, autocomplete: "off" });
     const consent = h("input", { type: "checkbox" });
+    let state = "loading"; // then "shown", then "answering"
+    const become = (now) => {
+      state = now;
+      for (const button of [good, defective]) button.disabled = state !== "shown" || !me.may("inspector");
+    };
     const answer = async (judged) => {
-      if (!me.may("inspector")) return;
+      if (state !== "shown" || !me.may("inspector")) return;
+      become("answering");
       if (judged === "bad") consent.checked = false;
       try {
         await post(`/v1/blind-checks/${encodeURIComponent(item.inspection_id)}`, { judged, note: note.value.trim(), as_reference: consent.checked });
@@ -45,23 +53,37 @@ export async function showBlind({ place, me, isShown }) {
       }
       if (isShown()) await next();
     };
-    const skip = () => { skipped.add(item.inspection_id); next(); };
+    const skip = () => {
+      if (state === "answering") return;
+      skipped.add(item.inspection_id);
+      next();
+    };
+    const good = h("button", { type: "button", class: "good", disabled: true, onclick: () => answer("good"), "aria-keyshortcuts": "y" }, "Good ", h("kbd", {}, "y"));
+    const defective = h("button", { type: "button", class: "defective", disabled: true, onclick: () => answer("bad"), "aria-keyshortcuts": "x" }, "Defective ", h("kbd", {}, "x"));
     replace(box, stage, h("div", { class: "side" },
       h("h2", {}, "Part ", item.part_id), h("p", { class: "muted" }, item.product, ", ", when(item.created_at)),
       h("p", {}, "Is this part good?"),
       h("div", { class: "actions big" },
-        h("button", { type: "button", class: "good", disabled: !me.may("inspector"), onclick: () => answer("good"), "aria-keyshortcuts": "y" }, "Good ", h("kbd", {}, "y")),
-        h("button", { type: "button", class: "defective", disabled: !me.may("inspector"), onclick: () => answer("bad"), "aria-keyshortcuts": "x" }, "Defective ", h("kbd", {}, "x")),
+        good, defective,
         h("button", { type: "button", onclick: skip }, "Skip ", h("kbd", {}, "n"))),
       field("Note", note), h("label", { class: "check" }, consent, me.may("admin") ? " If good: the photo may become a golden sample" : " If good: propose the photo as a golden sample")));
     onThisPage([
-      ["y", "good", () => answer("good")],
-      ["x", "defective", () => answer("bad")],
-      ["n", "skip this one", skip],
+      ["y", "good", () => answer("good"), "once"],
+      ["x", "defective", () => answer("bad"), "once"],
+      ["n", "skip this one", skip, "once"],
       ["+ -", "look closer, whole picture", (k) => { photo.style.transformOrigin = "center"; stage.classList.toggle("near", k === "+"); }],
       ["/", "the note", () => note.focus()],
     ]);
-    photo.src = await picture(`/v1/blind-checks/${encodeURIComponent(item.inspection_id)}/photo`);
+    try {
+      photo.src = await picture(`/v1/blind-checks/${encodeURIComponent(item.inspection_id)}/photo`);
+      await photo.decode();
+    } catch (error) {
+      const why = error instanceof ApiError ? error.message : "it cannot be read";
+      photo.replaceWith(h("p", { class: "missing", role: "alert" }, `The photo of part ${item.part_id} cannot be shown: ${why}. Skip this part.`));
+      return;
+    }
+    await new Promise((seen) => { setTimeout(seen, SEEN_MS); });
+    become("shown");
   }
   await next();
 }

@@ -282,6 +282,7 @@ function drawDecision(place, report, disposition, me, draw) {
   }
   async function submit(event) {
     event.preventDefault();
+    if (send.disabled) return; // a held Ctrl Enter
     send.disabled = true;
     const body = { decision: new FormData(form).get("decision"), reason: reason.value.trim(), judged: judged(), as_reference: consent.checked };
     try {

@@ -5,7 +5,7 @@ import { h, replace } from "./dom.js";
 let everywhere = [];
 let here = [];
 
-/** shortcuts: [key as in KeyboardEvent.key, what it does in words, function] */
+/** shortcuts: [key as in KeyboardEvent.key, what it does in words, function, "once" if a held key counts once: what decides] */
 export function onEveryPage(shortcuts) { everywhere = shortcuts; }
 export function onThisPage(shortcuts) { here = shortcuts; }
 
@@ -32,7 +32,7 @@ export function listen() {
     const found = [...here, ...everywhere].find(([key]) => key.split(" ").includes(pressed));
     if (found) {
       event.preventDefault();
-      found[2](pressed);
+      if (!event.repeat || found[3] !== "once") found[2](pressed);
     }
   });
 }
