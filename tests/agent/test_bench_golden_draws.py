@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench_rendered import RenderedProduct
 from bench_rendered import draw as render_product
-from golden_draws import ALL, BANK, Run, bank, draw, known, lay_out, measure, table
+from golden_draws import ALL, BANK, Run, bank, change, draw, known, lay_out, measure, table
 
 from refdiff.agent.evaluation.layouts import read_mvtec
 
@@ -84,3 +84,23 @@ def test_table_counts_failed_good_parts_and_missed_defects(tmp_path: Path, capsy
 
 def _line(run: Run) -> str:
     return json.dumps(dataclasses.asdict(run)) + "\n"
+
+
+def test_change_pairs_the_same_draws_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels, out = [0, 0, 1, 1], tmp_path / "runs.jsonl"
+    verdicts = ["PASS", "PASS", "FAIL", "PASS"]
+    runs = [
+        Run("boards", "before", 0, 40, 40, 4, labels, [1, 3, 2, 4], [1.0] * 4, verdicts=verdicts),
+        Run("boards", "now", 0, 40, 40, 4, labels, [1, 2, 3, 4], [1.0] * 4, verdicts=verdicts),
+        Run("boards", "now", 1, 40, 40, 4, labels, [4, 3, 2, 1], [1.0] * 4, verdicts=verdicts),  # nothing beside it
+        Run("boards", BANK, 0, 40, 40, 0, labels, [4, 3, 2, 1], [1.0] * 4),
+    ]
+    out.write_text("".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs))
+    change([out], before="before")
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.startswith("| boards | 40 | 4 | 1 | 0.750 to 1.000 (")
+    assert "| 0.500 to 0.500 (0.000 to 0.000) |" in row  # PASS of defective
+    change([out], before=BANK)
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.startswith("| boards | 40 | 4 | 1 | 0.000 to 1.000 (")
+    assert row.endswith("|  |  |  |")

@@ -334,7 +334,8 @@ def _measured(run: Run, at: Sequence[np.ndarray]) -> _Values:
     auroc = ((bad[:, None] > good).mean() + (bad[:, None] >= good).mean()) / 2
     passed, failed = verdicts[at[1]] == "PASS", verdicts[at[0]] == "FAIL"
     reviews = np.concatenate([verdicts[i] == "REVIEW" for i in at])
-    return np.array([auroc, (bad <= np.quantile(good, 0.95)).mean(), passed.mean(), failed.mean(), reviews.mean()])
+    said = [passed.mean(), failed.mean(), reviews.mean()] if run.verdicts else [np.nan] * 3
+    return np.array([auroc, (bad <= np.quantile(good, 0.95)).mean(), *said])
 
 
 def _classes(run: Run) -> list[np.ndarray]:
@@ -365,7 +366,8 @@ def _said(means: Sequence[np.ndarray], resampled: np.ndarray) -> str:
     was, now = np.mean(means, 0)
     low, high = np.quantile(resampled, [0.025, 0.975], 0)
     return " | ".join(
-        f"{a:.3f} to {b:.3f} ({x:.3f} to {y:.3f})" for a, b, x, y in zip(was, now, low, high, strict=True)
+        f"{a:.3f} to {b:.3f} ({x:.3f} to {y:.3f})" if np.isfinite(x) else ""  # patch-kNN gives no verdicts
+        for a, b, x, y in zip(was, now, low, high, strict=True)
     )
 
 
