@@ -358,6 +358,8 @@ def test_blind_answer_counts_only_for_a_photo_that_is_shown(
     page.keyboard.press("n")
     page.wait_for_selector(".blindbox > .notice")
     assert answers() == ["good", "good", None]
+    judged = server.client.post(f"/v1/blind-checks/{ids[2]}", json={"judged": "bad"})  # it would wait in other tests
+    assert judged.status_code == 201, judged.text
 
 
 def test_goldens_page_enrols_flags_and_retires(server: Running, open_page: Callable[..., Any], tmp_path: Path) -> None:
